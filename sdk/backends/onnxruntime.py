@@ -1,0 +1,105 @@
+"""ONNX Runtime, on every machine; the default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ..errors import BackendError, BackendUnavailable, HeadShapeError, SpecError
+from ..spec import ONNX_METADATA_KEY, ModelSpec
+from . import Arrays
+
+INPUT_NAME = "frame"
+
+
+class OnnxRuntimeBackend:
+    """Runs a .onnx file that carries a ModelSpec on the CPU.
+
+    The input is `frame`, (1, h, w, 3) uint8; the outputs are the heads, by name.
+
+    Args:
+        path: the file.
+        threads: of the CPU for one frame; None is one a core.
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed.
+        BackendError: the file is not a model that ONNX Runtime can load.
+        SpecError: it has no ModelSpec, or its inputs and outputs contradict it.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        runtime = _import_onnxruntime()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        # Spinning threads take the core that captures and prepares the next frame (docs/benchmarks.md).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as err:  # ONNX Runtime's exceptions share no base class of its own
+            reason = str(err).strip().splitlines()[0][:200]
+            raise BackendError(
+                f"{path} is not a model that ONNX Runtime {runtime.__version__} can load ({reason}); "
+                "expected a file that `centeredge export` wrote"
+            ) from err
+        self.spec = _read_spec(self._session.get_modelmeta().custom_metadata_map, path)
+        self.inputs = tuple(node.name for node in self._session.get_inputs())
+        self.outputs = tuple(node.name for node in self._session.get_outputs())
+        self._check(path)
+
+    def infer(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run one batch.
+
+        Raises:
+            BackendError: the runtime refused the input or failed.
+        """
+        try:
+            outputs = self._session.run(None, dict(feeds))
+        except Exception as err:
+            shapes = {name: (array.shape, str(array.dtype)) for name, array in feeds.items()}
+            raise BackendError(f"ONNX Runtime failed on {shapes}: {str(err).strip().splitlines()[0]}") from err
+        return dict(zip(self.outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Nothing is held but memory, which goes with the object."""
+
+    def _check(self, path: Path) -> None:
+        width, height = self.spec.input.wh
+        node = self._session.get_inputs()[0]
+        if self.inputs != (INPUT_NAME,) or node.type != "tensor(uint8)" or node.shape[1:] != [height, width, 3]:
+            raise SpecError(
+                f"{path} takes {[(n.name, n.type, n.shape) for n in self._session.get_inputs()]}, its ModelSpec says one "
+                f"input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); export it again"
+            )
+        shapes = {node.name: node.shape for node in self._session.get_outputs()}
+        cells_w, cells_h = self.spec.feature_wh
+        for head in self.spec.heads:
+            shape = shapes.get(head.name)
+            if shape is None or shape[1:] != [head.channels, cells_h, cells_w]:
+                raise HeadShapeError(
+                    f"{path} gives {head.name!r} as {shape}, its ModelSpec declares (1, {head.channels}, {cells_h}, "
+                    f"{cells_w}). The file and its metadata come from different models; export it again"
+                )
+
+
+def _read_spec(metadata: dict[str, str], path: Path) -> ModelSpec:
+    if ONNX_METADATA_KEY not in metadata:
+        raise SpecError(
+            f"{path} has no ModelSpec (ONNX metadata {ONNX_METADATA_KEY!r}), so its classes and input are unknown; "
+            "use a file that `centeredge export` wrote"
+        )
+    return ModelSpec.from_json(metadata[ONNX_METADATA_KEY])
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise BackendUnavailable(
+            "running a .onnx model needs onnxruntime, which is not installed; "
+            "`pip install 'centeredge[cpu]'`, or on a Jetson `pip install onnxruntime` beside the system's OpenCV"
+        ) from err
+    return onnxruntime

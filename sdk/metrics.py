@@ -1,0 +1,207 @@
+"""Accuracy by COCO's rules: box AP and keypoint AP, through pycocotools.
+
+::
+
+    results = CocoResults.for_spec(ground_truth, spec)
+    for image_id, image in photographs:
+        results.add(image_id, detector(image))
+    figures = results.evaluate()      # {"bbox": {"AP": .., "AP50": ..}, "keypoints": {..}, "per_class": {..}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BackendUnavailable, InputError
+from .geometry import xyxy_to_xywh
+from .results import Detections
+from .spec import ModelSpec
+
+BOX_FIGURES = ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge")  # fmt: skip
+KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APmedium", "APlarge", "AR", "AR50", "AR75", "ARmedium", "ARlarge")
+Figures = dict[str, float | None]
+
+
+class CocoResults:
+    """Collects detections and compares them with a COCO ground truth.
+
+    Args:
+        ground_truth: a COCO annotation file, or its parsed content.
+        class_names: the model's classes; matched with the categories by name.
+        oks_sigmas: of the model's keypoints; empty for a model without.
+
+    Raises:
+        InputError: no usable annotation file, or none of the classes is in it.
+    """
+
+    def __init__(
+        self, ground_truth: Path | Mapping[str, Any], class_names: Sequence[str], *, oks_sigmas: Sequence[float] = ()
+    ) -> None:
+        data = read_coco(ground_truth) if isinstance(ground_truth, Path) else ground_truth
+        categories = {category["name"]: category["id"] for category in data["categories"]}
+        self._category_ids = {i: categories[name] for i, name in enumerate(class_names) if name in categories}
+        if not self._category_ids:
+            raise InputError(
+                f"none of the model's classes ({', '.join(class_names)}) is annotated; the annotations have "
+                f"{', '.join(categories)}"
+            )
+        self._class_names = tuple(class_names)
+        self._sigmas = np.array(oks_sigmas)
+        self._data = data
+        self._rows: list[dict[str, Any]] = []
+        self._image_ids: list[int] = []
+
+    @classmethod
+    def for_spec(cls, ground_truth: Path | Mapping[str, Any], spec: ModelSpec) -> CocoResults:
+        return cls(ground_truth, spec.class_names, oks_sigmas=spec.oks_sigmas)
+
+    def add(self, image_id: int, detections: Detections) -> None:
+        """The detections of one image, in its pixels."""
+        self._image_ids.append(image_id)
+        boxes_xywh = xyxy_to_xywh(detections.xyxy)
+        for row in range(len(detections)):
+            category = self._category_ids.get(int(detections.class_ids[row]))
+            if category is None:
+                continue
+            result: dict[str, Any] = {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": boxes_xywh[row].tolist(),
+                "score": float(detections.scores[row]),
+            }
+            if detections.keypoints is not None:
+                points = np.column_stack([detections.keypoints.xy[row], np.ones(detections.keypoints.xy.shape[1])])
+                result["keypoints"] = points.ravel().tolist()
+            self._rows.append(result)
+
+    def add_rows(self, rows: Sequence[Mapping[str, Any]], image_ids: Iterable[int]) -> None:
+        """Results that are already in COCO's form, and the images that they are about."""
+        self._rows.extend(dict(row) for row in rows)
+        self._image_ids.extend(image_ids)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """COCO's results format, ready for json.dump."""
+        return self._rows
+
+    def evaluate(self) -> dict[str, Any]:
+        """The figures over the images that were added; 0 to 1, None where there is no ground truth.
+
+        Returns:
+            {"bbox": {figure: value}, "keypoints": {figure: value} for pose models with labelled ground truth,
+            "per_class": {class name: {"AP": .., "AP50": ..}}}
+        """
+        coco_eval = self._run("bbox")
+        out: dict[str, Any] = {"bbox": _summary(coco_eval, BOX_FIGURES), "per_class": self._per_class(coco_eval)}
+        labelled = any(row.get("num_keypoints", 0) for row in self._data["annotations"])
+        if len(self._sigmas) and labelled:
+            out["keypoints"] = _summary(self._run("keypoints"), KEYPOINT_FIGURES)
+        return out
+
+    def _run(self, kind: str) -> Any:
+        COCO, COCOeval = _import_pycocotools()
+        truth, results = COCO(), COCO()
+        truth.dataset = _with_areas(self._data)
+        results.dataset = {
+            "images": self._data["images"],
+            "categories": self._data["categories"],
+            "annotations": _numbered(self._rows, kind),
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
+            truth.createIndex()
+            results.createIndex()
+            coco_eval = COCOeval(truth, results, kind)
+            coco_eval.params.imgIds = sorted(set(self._image_ids))
+            coco_eval.params.catIds = sorted(self._category_ids.values())
+            if kind == "keypoints":
+                coco_eval.params.kpt_oks_sigmas = self._sigmas
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+            coco_eval.summarize()
+        return coco_eval
+
+    def _per_class(self, coco_eval: Any) -> dict[str, Figures]:
+        precision = coco_eval.eval["precision"]  # (IoU, recall, class, area, max detections)
+        names = {category: self._class_names[i] for i, category in self._category_ids.items()}
+        figures = {}
+        for column, category in enumerate(coco_eval.params.catIds):
+            values = precision[:, :, column, 0, -1]
+            figures[names[category]] = {"AP": _mean(values), "AP50": _mean(values[0])}
+        return figures
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """A COCO annotation file.
+
+    Raises:
+        InputError: missing, not JSON, or without images, annotations or categories.
+    """
+    data = read_json(path)
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise InputError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
+    return dict(data)
+
+
+def read_json(path: Path) -> Any:
+    """Raises InputError where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror}") from err
+    except ValueError as err:
+        raise InputError(f"{path} is not valid JSON ({err})") from err
+
+
+def _numbered(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """What COCO.loadRes adds to results: ids and areas."""
+    numbered = []
+    for number, row in enumerate(rows, 1):
+        if kind == "keypoints":
+            points = np.reshape(row["keypoints"], (-1, 3))[:, :2]
+            low, high = points.min(axis=0), points.max(axis=0)
+            area = float((high - low).prod())
+        else:
+            area = float(row["bbox"][2] * row["bbox"][3])
+        numbered.append({**row, "id": number, "area": area, "iscrowd": 0})
+    return numbered
+
+
+def _with_areas(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's own annotations may lack `area` and `iscrowd`, which pycocotools needs."""
+    annotations = [
+        {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "num_keypoints": 0, **row} for row in data["annotations"]
+    ]
+    return {**data, "annotations": annotations}
+
+
+def _summary(coco_eval: Any, names: Sequence[str]) -> Figures:
+    return {name: _figure(value) for name, value in zip(names, coco_eval.stats, strict=True)}
+
+
+def _figure(value: float) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def _mean(values: Any) -> float | None:
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else None
+
+
+def _import_pycocotools() -> tuple[Any, Any]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as err:
+        raise BackendUnavailable(
+            "measuring accuracy needs pycocotools; `pip install 'centeredge[calibration]'`"
+        ) from err
+    return COCO, COCOeval

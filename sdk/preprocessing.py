@@ -1,0 +1,87 @@
+"""From a frame to what the network takes: check, scale, centre on black. Normalisation is in the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+from .geometry import Affine, input_to_feature, letterbox
+from .spec import ModelSpec
+
+# Below this scale a bilinear resize skips pixels, and small people dissolve.
+_AREA_BELOW = 0.5
+MAX_SIDE = 32767  # of OpenCV's remapping, in pixels
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A frame ready for the network.
+
+    Attributes:
+        tensor: (1, h, w, 3) uint8, letterboxed, in the model's channel order.
+        feature_to_image: from feature cells to pixels of the frame.
+        image_wh: of the frame.
+    """
+
+    tensor: npt.NDArray[np.uint8]
+    feature_to_image: Affine
+    image_wh: tuple[int, int]
+
+
+def prepare(image: npt.NDArray[Any], spec: ModelSpec) -> Prepared:
+    """Letterbox one frame.
+
+    Args:
+        image: (H, W, 3) uint8 BGR of any size, also not contiguous; (H, W) or (H, W, 1) gray and
+            (H, W, 4) BGRA are converted, alpha dropped.
+
+    Raises:
+        InputError: anything else.
+    """
+    import cv2
+
+    image = as_bgr(image)
+    height, width = image.shape[:2]
+    box = letterbox((width, height), spec.input.wh)
+    shrinks = box.resized_wh[0] < width * _AREA_BELOW
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    tensor = np.zeros((1, spec.input.height, spec.input.width, 3), np.uint8)
+    resized_width, resized_height = box.resized_wh
+    window = tensor[0, box.top : box.top + resized_height, box.left : box.left + resized_width]
+    resized = cv2.resize(image, box.resized_wh, interpolation=method)
+    window[:] = resized if spec.input.channel_order == "bgr" else resized[..., ::-1]
+    feature_to_image = box.image_to_input.then(input_to_feature(spec.stride)).inverse()
+    return Prepared(tensor, feature_to_image, (width, height))
+
+
+def as_bgr(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The image as contiguous (H, W, 3) uint8 BGR; the caller's array itself where it is that already.
+
+    Raises:
+        InputError: it is not an image that can be taken without guessing.
+    """
+    import cv2
+
+    expected = "expected a NumPy array (H, W, 3) uint8 BGR, as cv2.imread gives"
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"got {type(image).__name__}, {expected}")
+    if image.dtype != np.uint8:
+        raise InputError(
+            f"got an image of {image.dtype}, {expected}; scale it to 0..255 and convert it with .astype(np.uint8)"
+        )
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise InputError(f"got an array of shape {image.shape}, {expected}")
+    if image.size == 0:
+        raise InputError(f"got an empty image of shape {image.shape}, {expected}")
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise InputError(f"got an image of shape {image.shape}; a side may have at most {MAX_SIDE} pixels")
+    image = np.ascontiguousarray(image)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    if image.shape[2] == 4:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2BGR))
+    return image

@@ -1,0 +1,43 @@
+"""`centeredge train`: from a data set to a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .config import PRESETS, override, preset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--data", required=True, help="a COCO folder, or 'synthetic'")
+    parser.add_argument("--out", required=True, type=Path, help="folder for last.pth, best.pth and TensorBoard")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, where there is one")
+    parser.add_argument("--init", type=Path, help="start from this checkpoint's weights")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="field=value", help="change a field of the preset"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    assignments = {}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            print(f"centeredge train: --set takes field=value, got {text!r}", file=sys.stderr)
+            return 2
+        assignments[name] = value
+    config = override(preset(args.preset), assignments)
+    from .data import open_data
+    from .loop import train
+
+    figures = train(config, open_data(args.data, config), args.out, resume=args.resume, init=args.init)
+    print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="centeredge train", description=__doc__)
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))

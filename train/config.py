@@ -1,0 +1,219 @@
+"""What a training run does: one frozen dataclass, presets that say why they differ.
+
+Unknown names and wrong types raise; nothing is guessed::
+
+    config = override(preset("person-pose"), {"max_steps": "2000", "size": "320x320"})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from sdk.errors import ConfigError
+from sdk.spec import Task
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the result of a run, besides the data.
+
+    The defaults are the paper's (sec. 5) as far as one machine can have them.
+    """
+
+    name: str = "model"  # of the ModelSpec
+    task: Task = "detection"
+    architecture: str = "res_18"  # a name in train.models.ARCHITECTURES
+    classes: tuple[str, ...] = ()  # of the data set; empty: all of them
+    size: tuple[int, int] = (512, 512)  # (w, h) of the network input, pixels
+    small_size_until: tuple[tuple[float, int, int], ...] = ()  # (progress, w, h): a smaller input until then
+    batch: int = 32
+    epochs: int = 140  # passes over the data; max_steps, where given, goes before
+    max_steps: int = 0  # 0: as many as the epochs need
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1.25e-4  # the paper's 5e-4 for a batch of 128, in proportion
+    weight_decay: float = 0.0
+    schedule: Literal["step", "linear"] = "step"
+    drop_at: tuple[float, ...] = (90 / 140, 120 / 140)  # step schedule: progress at which the rate drops tenfold
+    decay_from: float = 0.3  # linear schedule: progress from which the rate falls to zero
+    warmup_steps: int = 0
+    gradient_clip: float = 35.0  # largest norm of a step's gradient
+    ema_decay: float = 0.9992  # of the averaged weights that are evaluated and shipped; 0: none
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # Augmentation
+    flip: float = 0.5  # probability
+    scale_range: tuple[float, float] = (0.6, 1.3)  # of the letterboxed size
+    colour: float = 0.4  # strength of brightness, contrast and saturation changes
+    mosaic: float = 0.0  # probability of four pictures in one
+    mosaic_until: float = 0.85  # progress from which on there is none
+    drawn_scenes: float = 0.0  # share of drawn pictures of people among the photographs
+    # Targets
+    gaussian: Literal["circle", "ellipse"] = "circle"  # the paper's radius, or one that follows the box's shape
+    positive_cells: Literal[1, 3] = 1  # supervise size and offset on the centre, or on 3x3 cells around it
+    size_activation: Literal["none", "exp"] = "none"  # the size head gives cells, or their logarithm
+    keypoint_activation: Literal["none", "box"] = "none"  # keypoints in cells, or in units of the box
+    # Weights of the losses (paper, eq. 4)
+    offset_weight: float = 1.0
+    size_weight: float = 0.1
+    giou_weight: float = 0.0  # generalised IoU of the decoded box (arXiv:1902.09630)
+    keypoint_weight: float = 1.0
+    keypoint_heatmap_weight: float = 1.0
+    # Running
+    seed: int = 0
+    workers: int = 1  # processes that prepare batches; 0: none
+    device: str = "cpu"
+    cache_images_mb: int = 4096  # decoded photographs kept in memory, if all of them fit
+    evaluate_every: int = 1000  # steps; on a slice of the training data
+    held_back: int = 64  # photographs of `train` that are not trained on and choose best.pth
+    checkpoint_every: int = 250  # steps
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def person_pose() -> TrainConfig:
+    """The shipped model: people and their poses, from scratch, on two CPU cores."""
+    return replace(
+        TrainConfig(),
+        name="person-pose",
+        task="pose",
+        architecture="edge_s",
+        classes=("person",),
+        size=(320, 320),
+        # Small pictures first: most of what is to be learnt does not need the pixels, and costs a third.
+        small_size_until=((0.35, 192, 192), (0.65, 256, 256)),
+        batch=16,  # small batches: more steps for the same pictures
+        max_steps=30000,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        schedule="linear",
+        warmup_steps=300,
+        gradient_clip=10.0,
+        precision="bf16",
+        scale_range=(0.5, 1.6),
+        mosaic=0.35,
+        drawn_scenes=0.05,
+        # A person is tall: a circle would call cells above the head as good as the centre.
+        gaussian="ellipse",
+        # From scratch, one cell an object is too little to learn localisation in hours.
+        positive_cells=3,
+        size_activation="exp",
+        keypoint_activation="box",
+        size_weight=1.0,
+        giou_weight=2.0,
+        keypoint_weight=4.0,
+    )
+
+
+def synthetic() -> TrainConfig:
+    """A short run on drawn scenes, to see the whole path work without any data."""
+    return replace(
+        person_pose(),
+        name="synthetic-pose",
+        architecture="edge_n",
+        size=(192, 192),
+        small_size_until=(),
+        max_steps=600,
+        mosaic=0.0,
+        warmup_steps=50,
+        ema_decay=0.99,
+        evaluate_every=300,
+        held_back=32,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "paper-detection": TrainConfig,
+    "person-pose": person_pose,
+    "synthetic-pose": synthetic,
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def override(config: TrainConfig, assignments: Mapping[str, str]) -> TrainConfig:
+    """A config with some fields replaced by what their text says, e.g. {"size": "320x320"}.
+
+    Raises:
+        ConfigError: a field that does not exist, or a text that is no value of its type.
+    """
+    known = {field.name for field in fields(TrainConfig)}
+    values: dict[str, Any] = {}
+    for name, text in assignments.items():
+        if name not in known:
+            raise ConfigError(f"there is no training option {name!r}; there are {', '.join(sorted(known))}")
+        values[name] = _parsed(name, text, getattr(config, name))
+    return replace(config, **values)
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    return asdict(config)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Read back what `config_to_dict` gave, from a checkpoint."""
+    known = {field.name for field in fields(TrainConfig)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"the checkpoint's config has unknown options {unknown}; it comes from another version")
+    return TrainConfig(**dict(values))
+
+
+def _parsed(name: str, text: str, current: Any) -> Any:
+    try:
+        if name == "size":
+            width, height = text.lower().split("x")
+            return int(width), int(height)
+        if name == "small_size_until":
+            return tuple(_stage(part) for part in text.split(",") if part)
+        if name == "classes":
+            return tuple(part for part in text.split(",") if part)
+        if isinstance(current, tuple):
+            return tuple(float(part) for part in text.split(",") if part)
+        return type(current)(text)
+    except ValueError as err:
+        wanted = {"size": "WxH", "small_size_until": "0.4:192x192,0.7:256x256"}.get(name, type(current).__name__)
+        raise ConfigError(f"{name}={text!r} is no value of this option; expected {wanted}") from err
+
+
+def _stage(text: str) -> tuple[float, int, int]:
+    progress, size = text.split(":")
+    width, height = size.lower().split("x")
+    return float(progress), int(width), int(height)
+
+
+def _check(config: TrainConfig) -> None:
+    for width, height in [config.size, *((w, h) for _, w, h in config.small_size_until)]:
+        if width % 32 or height % 32 or width < 32 or height < 32:
+            raise ConfigError(f"size {width}x{height} must be a multiple of 32, the networks' coarsest stride")
+    for name in ("batch", "epochs", "evaluate_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("flip", "mosaic", "drawn_scenes"):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ConfigError(f"{name}={getattr(config, name)} is a probability; it lies in 0..1")
+    choices = {
+        "optimizer": ("adam", "adamw"),
+        "schedule": ("step", "linear"),
+        "precision": ("fp32", "bf16"),
+        "gaussian": ("circle", "ellipse"),
+        "positive_cells": (1, 3),
+        "size_activation": ("none", "exp"),
+        "keypoint_activation": ("none", "box"),
+        "task": ("detection", "pose", "3d"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ConfigError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(map(str, allowed))}")
+    if config.task == "3d":
+        raise ConfigError("training of 3D boxes comes in a later version; task is detection or pose")
