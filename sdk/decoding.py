@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from .errors import BackendError, HeadShapeError
 from .geometry import Affine
+from .opencv import load_cv2
 from .results import Detections, Keypoints
 from .spec import ModelSpec
 
@@ -31,8 +32,8 @@ IntArray = npt.NDArray[np.int64]
 JOINT_THRESHOLD = 0.1
 # Looking at the neighbours of each cell above the threshold beats a dense maximum filter until about
 # this many cells are left (docs/benchmarks.md).
-_MAX_SPARSE_CELLS = 4000
-_NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+_MAX_SPARSE_CELLS = 20_000
+_WINDOW = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def find_peaks(heads: Mapping[str, npt.NDArray[Any]], spec: ModelSpec, *, score_
         HeadShapeError: a head is missing or has another shape than the spec says.
         BackendError: a heatmap holds NaN.
     """
-    maps = {head.name: _checked(heads, head.name, head.channels, spec) for head in spec.heads}
+    maps: dict[str, Float32Array] = {head.name: _checked(heads, head.name, head.channels, spec) for head in spec.heads}
     scores, class_ids, cells = _peaks(maps["heatmap"], score_threshold, spec.max_detections, per_channel=False)
-    at_cell = [head.name for head in spec.heads if not head.name.startswith("keypoint_heatmap") and head.name != "heatmap"]
+    at_cell = [str(name) for name in maps if "heatmap" not in name]
     values = {name: np.ascontiguousarray(maps[name][:, cells[:, 0], cells[:, 1]].T) for name in at_cell}
     joints = _joint_peaks(maps, spec) if len(scores) else _no_joints()
     return Candidates(scores, class_ids, cells, values, *joints)
@@ -209,29 +210,32 @@ def _peaks(
 
 def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
     """Flat indices, rising, of the peaks of (C, h, w) maps that are not below the threshold."""
-    above = np.flatnonzero(logits.ravel() >= threshold)
-    if len(above) > _MAX_SPARSE_CELLS:
+    is_above = logits.ravel() >= threshold
+    if np.count_nonzero(is_above) > _MAX_SPARSE_CELLS:
         return _dense_peak_indices(logits, threshold)
+    above = np.flatnonzero(is_above)
     height, width = logits.shape[1:]
-    channel, rest = np.divmod(above, height * width)
-    y, x = np.divmod(rest, width)
-    values = logits.ravel()[above]
+    y, x = above // width % height, above % width
+    # A neighbour outside the map is replaced by one inside, which changes no maximum: a cell is never above itself.
+    steps_y = (np.where(y > 0, -width, 0), 0, np.where(y < height - 1, width, 0))
+    steps_x = (np.where(x > 0, -1, 0), 0, np.where(x < width - 1, 1, 0))
+    flat = logits.ravel()
+    values = flat[above]
     peak = np.ones(len(above), bool)
-    for dy, dx in _NEIGHBOURS:
-        near_y, near_x = np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)
-        peak &= values >= logits[channel, near_y, near_x]
+    for step_y in steps_y:
+        for step_x in steps_x:
+            peak &= values >= flat[above + (step_y + step_x)]
     return above[peak]
 
 
 def _dense_peak_indices(logits: Float32Array, threshold: float) -> IntArray:
     """The same by a maximum filter over all cells, whose cost does not depend on how many are above."""
-    highest = logits.copy()
-    np.maximum(highest[:, :, 1:], logits[:, :, :-1], out=highest[:, :, 1:])
-    np.maximum(highest[:, :, :-1], logits[:, :, 1:], out=highest[:, :, :-1])
-    rows = highest.copy()
-    np.maximum(highest[:, 1:], rows[:, :-1], out=highest[:, 1:])
-    np.maximum(highest[:, :-1], rows[:, 1:], out=highest[:, :-1])
-    return np.flatnonzero((logits == highest).ravel() & (logits.ravel() >= threshold))
+    cv2 = load_cv2()
+    highest = np.empty_like(logits)
+    for channel, out in zip(logits, highest, strict=True):
+        cv2.dilate(channel, _WINDOW, dst=out)
+    peaks = np.flatnonzero(logits.ravel() == highest.ravel())
+    return peaks if threshold == -np.inf else peaks[logits.ravel()[peaks] >= threshold]
 
 
 def _best(values: Float32Array, limit: int) -> IntArray:
@@ -254,9 +258,7 @@ def _sigmoid(raw: Float32Array) -> Float32Array:
     return (1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0)))).astype(np.float32)
 
 
-def _checked(
-    heads: Mapping[str, npt.NDArray[Any]], name: str, channels: int, spec: ModelSpec
-) -> Float32Array:
+def _checked(heads: Mapping[str, npt.NDArray[Any]], name: str, channels: int, spec: ModelSpec) -> Float32Array:
     """Head `name` as (C, h, w) float32."""
     if name not in heads:
         raise HeadShapeError(
@@ -272,8 +274,8 @@ def _checked(
             "The model was exported from another checkpoint; export it again"
         )
     array = array.reshape(shape).astype(np.float32, copy=False)
-    # A sum is NaN if any cell is; reading it costs a tenth of testing each cell.
-    if name.endswith("heatmap") and np.isnan(array.sum()):
+    # The maximum is NaN if any cell is, and costs a tenth of testing each cell.
+    if name.endswith("heatmap") and np.isnan(array.max()):
         raise BackendError(
             f"{name} of model {spec.name!r} holds NaN; the weights are damaged or training diverged. "
             "Export from a sound checkpoint"

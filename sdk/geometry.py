@@ -30,7 +30,7 @@ class Affine:
 
     def apply(self, points: FloatArray) -> FloatArray:
         """Map (..., 2) points of the source frame to the target frame."""
-        return points @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return np.asarray(points @ self.matrix[:, :2].T + self.matrix[:, 2])
 
     def inverse(self) -> Affine:
         linear = np.linalg.inv(self.matrix[:, :2])
@@ -49,7 +49,7 @@ class Affine:
         """The same map for cv2.warpAffine, where pixel centres are whole numbers."""
         matrix = self.matrix.copy()
         matrix[:, 2] += 0.5 * (self.matrix[:, :2].sum(axis=1) - 1.0)
-        return matrix
+        return np.asarray(matrix)
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,24 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import BackendUnavailable, InputError
+from .errors import BackendUnavailable, InputError, SourceError
 from .geometry import xyxy_to_xywh
 from .results import Detections
+from .sources import read_image
 from .spec import ModelSpec
 
-BOX_FIGURES = ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge")  # fmt: skip
+if TYPE_CHECKING:
+    from .detector import Detector
+
+BOX_FIGURES = (
+    "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge",
+)  # fmt: skip
 KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APmedium", "APlarge", "AR", "AR50", "AR75", "ARmedium", "ARlarge")
 Figures = dict[str, float | None]
 
@@ -106,8 +112,8 @@ class CocoResults:
         return out
 
     def _run(self, kind: str) -> Any:
-        COCO, COCOeval = _import_pycocotools()
-        truth, results = COCO(), COCO()
+        coco_class, eval_class = _import_pycocotools()
+        truth, results = coco_class(), coco_class()
         truth.dataset = _with_areas(self._data)
         results.dataset = {
             "images": self._data["images"],
@@ -117,7 +123,7 @@ class CocoResults:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
             truth.createIndex()
             results.createIndex()
-            coco_eval = COCOeval(truth, results, kind)
+            coco_eval = eval_class(truth, results, kind)
             coco_eval.params.imgIds = sorted(set(self._image_ids))
             coco_eval.params.catIds = sorted(self._category_ids.values())
             if kind == "keypoints":
@@ -135,6 +141,42 @@ class CocoResults:
             values = precision[:, :, column, 0, -1]
             figures[names[category]] = {"AP": _mean(values), "AP50": _mean(values[0])}
         return figures
+
+
+def evaluate_on_coco(
+    detector: Detector,
+    images: Path,
+    annotations: Path,
+    *,
+    image_ids: Collection[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run a detector over annotated photographs and give its figures, as `CocoResults.evaluate` does.
+
+    Args:
+        detector: its score threshold should be 0, so that all its peaks count.
+        images: folder of the photographs.
+        annotations: COCO file; with keypoints, where a pose model's are to be measured.
+        image_ids: only these photographs; None takes all.
+        progress: called with (done, total) after each photograph.
+
+    Raises:
+        InputError: the annotations are not usable, or a photograph is missing or cannot be decoded.
+    """
+    data = read_coco(annotations)
+    results = CocoResults.for_spec(data, detector.spec)
+    rows = [row for row in data["images"] if image_ids is None or row["id"] in image_ids]
+    if not rows:
+        raise InputError(f"{annotations} lists no images to evaluate on")
+    for done, row in enumerate(rows, 1):
+        try:
+            image = read_image(images / row["file_name"])
+        except SourceError as err:
+            raise InputError(f"{annotations} names a photograph that cannot be used: {err}") from err
+        results.add(row["id"], detector(image))
+        if progress is not None:
+            progress(done, len(rows))
+    return results.evaluate()
 
 
 def read_coco(path: Path) -> dict[str, Any]:
@@ -178,7 +220,8 @@ def _numbered(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, An
 def _with_areas(data: Mapping[str, Any]) -> dict[str, Any]:
     """A user's own annotations may lack `area` and `iscrowd`, which pycocotools needs."""
     annotations = [
-        {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "num_keypoints": 0, **row} for row in data["annotations"]
+        {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "num_keypoints": 0, **row}
+        for row in data["annotations"]
     ]
     return {**data, "annotations": annotations}
 

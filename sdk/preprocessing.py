@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .errors import InputError
 from .geometry import Affine, input_to_feature, letterbox
+from .opencv import load_cv2
 from .spec import ModelSpec
 
 # Below this scale a bilinear resize skips pixels, and small people dissolve.
@@ -42,7 +43,7 @@ def prepare(image: npt.NDArray[Any], spec: ModelSpec) -> Prepared:
     Raises:
         InputError: anything else.
     """
-    import cv2
+    cv2 = load_cv2()
 
     image = as_bgr(image)
     height, width = image.shape[:2]
@@ -64,7 +65,7 @@ def as_bgr(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     Raises:
         InputError: it is not an image that can be taken without guessing.
     """
-    import cv2
+    cv2 = load_cv2()
 
     expected = "expected a NumPy array (H, W, 3) uint8 BGR, as cv2.imread gives"
     if not isinstance(image, np.ndarray):

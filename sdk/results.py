@@ -43,7 +43,7 @@ class Keypoints:
         return len(self.xy)
 
     def __getitem__(self, index: Index) -> Keypoints:
-        rows = _rows(index)
+        rows = _rows(index, len(self))
         return Keypoints(self.xy[rows], self.scores[rows])
 
 
@@ -70,7 +70,7 @@ class Boxes3D:
         return len(self.center_m)
 
     def __getitem__(self, index: Index) -> Boxes3D:
-        rows = _rows(index)
+        rows = _rows(index, len(self))
         return Boxes3D(self.center_m[rows], self.size_hwl_m[rows], self.yaw_rad[rows])
 
     def corners_m(self) -> Float32Array:
@@ -128,7 +128,7 @@ class Detections:
 
     def __getitem__(self, index: Index) -> Detections:
         """Some of the objects; an int gives one object as Detections of length 1."""
-        rows = _rows(index)
+        rows = _rows(index, len(self))
         return Detections(
             self.xyxy[rows],
             self.scores[rows],
@@ -215,8 +215,15 @@ class FrameResult:
         }
 
 
-def _rows(index: Index) -> Any:
-    return slice(index, index + 1 or None) if isinstance(index, (int, np.integer)) else np.asarray(index) if isinstance(index, list) else index
+def _rows(index: Index, length: int) -> Any:
+    """The index in a form that gives rows, never a row without its axis."""
+    if isinstance(index, (int, np.integer)):
+        if not -length <= index < length:
+            raise IndexError(f"index {index} is out of range for {length} rows")
+        return slice(index, index + 1 or None)
+    if isinstance(index, list):
+        return np.asarray(index, dtype=None if index else np.int64)
+    return index
 
 
 def _rounded(values: Any) -> Any:

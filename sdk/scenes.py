@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .opencv import load_cv2
+
 Image = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
@@ -163,7 +165,7 @@ def draw_person(image: Image, joints: Float32Array, body: Body, height_px: float
 
 def random_background(rng: Rng, wh: tuple[int, int]) -> Image:
     """(H, W, 3) uint8 BGR: a gradient with soft noise and things that are not people."""
-    import cv2
+    cv2 = load_cv2()
 
     width, height = wh
     corners = rng.uniform(20, 235, (2, 2, 3)).astype(np.float32)
@@ -181,7 +183,7 @@ def random_background(rng: Rng, wh: tuple[int, int]) -> Image:
             cv2.ellipse(picture, (x, y), (max(1, w // 2), max(1, h // 2)), 0, 0, 360, colour, -1, cv2.LINE_AA)
         else:
             cv2.line(picture, (x, y), (x + w, y - h), colour, max(1, w // 8), cv2.LINE_AA)
-    return picture
+    return np.asarray(picture)
 
 
 def random_scene(rng: Rng, wh: tuple[int, int], *, max_people: int = 5) -> tuple[Image, Float32Array, Float32Array]:
@@ -247,7 +249,7 @@ class _Brush:
     """Draws with sub-pixel precision and remembers how far the paint went."""
 
     def __init__(self, image: Image) -> None:
-        import cv2
+        cv2 = load_cv2()
 
         self._cv2 = cv2
         self._image = image
@@ -256,23 +258,17 @@ class _Brush:
 
     def capsule(self, start: Any, end: Any, width: float, colour: tuple[int, int, int]) -> None:
         thickness = max(1, round(width))
-        self._cv2.line(
-            self._image, _fixed(start), _fixed(end), colour, thickness, self._cv2.LINE_AA, _SUBPIXEL_BITS
-        )
+        self._cv2.line(self._image, _fixed(start), _fixed(end), colour, thickness, self._cv2.LINE_AA, _SUBPIXEL_BITS)
         self._touch([start, end], thickness / 2)
 
     def circle(self, centre: Any, radius: float, colour: tuple[int, int, int]) -> None:
         fixed_radius = max(1, round(radius * (1 << _SUBPIXEL_BITS)))
-        self._cv2.circle(
-            self._image, _fixed(centre), fixed_radius, colour, -1, self._cv2.LINE_AA, _SUBPIXEL_BITS
-        )
+        self._cv2.circle(self._image, _fixed(centre), fixed_radius, colour, -1, self._cv2.LINE_AA, _SUBPIXEL_BITS)
         self._touch([centre], radius)
 
     def torso(self, corners: Any, width: float, colour: tuple[int, int, int]) -> None:
         points = np.array([_fixed(corner) for corner in corners], np.int32)
-        self._cv2.fillConvexPoly(
-            self._image, self._cv2.convexHull(points), colour, self._cv2.LINE_AA, _SUBPIXEL_BITS
-        )
+        self._cv2.fillConvexPoly(self._image, self._cv2.convexHull(points), colour, self._cv2.LINE_AA, _SUBPIXEL_BITS)
         for a, b in ((0, 1), (1, 2), (2, 3), (3, 0)):
             self.capsule(corners[a], corners[b], width, colour)
 
@@ -302,15 +298,15 @@ def _colour(values: Any) -> tuple[int, int, int]:
 def _clipped(
     boxes: list[Float32Array], joints: list[Float32Array], wh: tuple[int, int]
 ) -> tuple[Float32Array, Float32Array]:
-    """Only people who can be seen: 4 px at least, and not behind another; joints outside the picture are not visible."""
+    """Only people who can be seen: 4 px at least, and not behind another; joints outside the picture are hidden."""
     if not boxes:
         return np.zeros((0, 4), np.float32), np.zeros((0, 17, 3), np.float32)
     xyxy = np.clip(np.stack(boxes), 0, np.array([*wh, *wh], np.float32))
     points = np.stack(joints)
-    inside = ((points >= 0) & (points < np.array(wh))).all(axis=-1)
+    inside = np.all((points >= 0) & (points < np.array(wh)), axis=-1)
     keypoints = np.concatenate([points, 2.0 * inside[..., None]], axis=-1).astype(np.float32)
     keypoints[~inside] = 0
-    seen = (xyxy[:, 2:] - xyxy[:, :2] >= 4).all(axis=1) & ~_hidden(xyxy)
+    seen = np.all(xyxy[:, 2:] - xyxy[:, :2] >= 4, axis=1) & ~_hidden(xyxy)
     return xyxy[seen], keypoints[seen]
 
 
@@ -320,4 +316,4 @@ def _hidden(xyxy: Float32Array) -> npt.NDArray[np.bool_]:
     high = np.minimum(xyxy[:, None, 2:], xyxy[None, :, 2:])
     overlap = np.clip(high - low, 0, None).prod(axis=-1)  # (N, N)
     area = np.maximum((xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1), 1e-6)
-    return np.triu(overlap / area[:, None] >= 0.8, k=1).any(axis=1)
+    return np.asarray(np.triu(overlap / area[:, None] >= 0.8, k=1).any(axis=1))

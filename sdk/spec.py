@@ -51,6 +51,11 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "rotation": ("none",),
     "dimensions": ("none", "exp"),
 }
+_HEADS_OF_TASK: dict[Task, tuple[HeadName, ...]] = {
+    "detection": (),
+    "pose": ("keypoint_offset",),
+    "3d": ("depth", "rotation", "dimensions"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         self._check_sizes()
         self._check_heads()
+        self._check_tasks()
         self._check_keypoints()
 
     def head(self, name: HeadName) -> HeadSpec:
@@ -123,9 +129,7 @@ class ModelSpec:
         for head in self.heads:
             if head.name == name:
                 return head
-        raise SpecError(
-            f"model {self.name!r} has no head {name!r}; it has {', '.join(h.name for h in self.heads)}"
-        )
+        raise SpecError(f"model {self.name!r} has no head {name!r}; it has {', '.join(h.name for h in self.heads)}")
 
     def has_head(self, name: HeadName) -> bool:
         return any(head.name == name for head in self.heads)
@@ -179,10 +183,10 @@ class ModelSpec:
         if unknown := sorted(set(values) - known):
             raise SpecError(f"the ModelSpec has unknown fields {unknown}; known are {sorted(known)}")
         try:
-            values["input"] = InputSpec(**_tuples(values["input"]))
+            values["input"] = InputSpec(**_tuples(dict(values["input"])))
             values["heads"] = tuple(HeadSpec(**head) for head in values["heads"])
             return cls(**_tuples(values))
-        except (KeyError, TypeError) as err:
+        except (KeyError, TypeError, ValueError) as err:
             raise SpecError(f"the ModelSpec is incomplete or malformed ({err})") from err
 
     def _check_sizes(self) -> None:
@@ -201,8 +205,6 @@ class ModelSpec:
         _check_choice("output", self.output, get_args(OutputForm))
         _check_choice("decoding", self.decoding, get_args(Decoding))
         _check_choice("precision", self.precision, get_args(Precision))
-        for task in self.tasks:
-            _check_choice("task", task, get_args(Task))
         if not 0.0 <= self.score_threshold <= 1.0:
             raise SpecError(f"score_threshold must lie in 0..1, got {self.score_threshold}")
 
@@ -235,6 +237,14 @@ class ModelSpec:
                     f"head {head.name!r} of {self.name!r} has {head.channels} channels, its {len(self.class_names)} "
                     f"classes and {keypoints} keypoints ask for {channels[head.name]}"
                 )
+
+    def _check_tasks(self) -> None:
+        if not self.tasks:
+            raise SpecError(f"model {self.name!r} declares no task; expected some of {', '.join(get_args(Task))}")
+        for task in self.tasks:
+            _check_choice("task", task, get_args(Task))
+            if missing := [name for name in _HEADS_OF_TASK[task] if not self.has_head(name)]:
+                raise SpecError(f"task {task!r} needs the heads {missing}, which model {self.name!r} has not")
 
     def _check_keypoints(self) -> None:
         count = len(self.keypoint_names)

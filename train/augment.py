@@ -38,7 +38,9 @@ class Augmentation:
 
     def apply(self, draw: Callable[[], Sample], input_wh: tuple[int, int], rng: Rng) -> Sample:
         """A picture of `input_wh` from one sample, or from four; `draw` gives the next sample."""
-        sample = self._mosaic(draw, input_wh, rng) if rng.random() < self.mosaic else self._single(draw(), input_wh, rng)
+        sample = (
+            self._mosaic(draw, input_wh, rng) if rng.random() < self.mosaic else self._single(draw(), input_wh, rng)
+        )
         return replace(sample, image=jitter_colour(sample.image, self.colour, rng))
 
     def _single(self, sample: Sample, input_wh: tuple[int, int], rng: Rng) -> Sample:
@@ -89,7 +91,7 @@ def jitter_colour(image: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
     out = cv2.LUT(image, table.astype(np.uint8)[None])
     saturation = 1.0 + rng.uniform(-strength, strength) * 1.5 if rng.random() > 0.05 else 0.0
     gray = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return cv2.addWeighted(out, saturation, gray, 1.0 - saturation, 0.0)
+    return np.asarray(cv2.addWeighted(out, saturation, gray, 1.0 - saturation, 0.0))
 
 
 def _moved(sample: Sample, affine: Affine, flip_pairs: Sequence[tuple[int, int]]) -> Sample:

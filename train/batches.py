@@ -164,7 +164,7 @@ def batch_loader(batches: TrainingBatches, steps: Sequence[int], workers: int) -
     return DataLoader(
         batches,
         batch_size=None,
-        sampler=steps,  # type: ignore[arg-type]  # any iterable of steps will do
+        sampler=steps,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_single_threaded,

@@ -109,7 +109,7 @@ class CocoData:
             raise InputError(f"{path} is not a picture that can be decoded; remove it from the annotations")
         if self._keep_decoded:
             self._cache[index] = image
-        return image
+        return np.asarray(image)
 
 
 def find_split(data: Path, split: str, *, keypoints: bool) -> tuple[Path, Path]:

@@ -28,13 +28,13 @@ class TorchBackend:
         device: to run on.
     """
 
-    inputs = ("frame",)
+    inputs: tuple[str, ...] = ("frame",)
 
     def __init__(self, model: nn.Module, spec: ModelSpec, *, device: str = "cpu") -> None:
         self.spec = spec
-        self.outputs = tuple(head.name for head in spec.heads)
+        self.outputs: tuple[str, ...] = tuple(head.name for head in spec.heads)
         self._device = torch.device(device)
-        self._model = model.to(self._device, memory_format=torch.channels_last).eval()
+        self._model = model.to(self._device).eval()
 
     @torch.inference_mode()
     def infer(self, feeds: Arrays) -> dict[str, np.ndarray]:
@@ -66,7 +66,8 @@ def evaluate_weights(
 
 def ground_truth(samples: SampleSource, spec: ModelSpec) -> dict[str, Any]:
     """Samples as a COCO annotation file's content; image ids count from 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in range(len(samples)):
         sample = samples.sample(index)
         height, width = sample.image.shape[:2]

@@ -65,9 +65,8 @@ class Trainer:
         self.spec: ModelSpec = spec_from_config(config, data.train.class_names, trained_on=data.description)
         self.total_steps = config.max_steps or math.ceil(config.epochs * len(data.train) / config.batch)
         # channels_last is the layout in which oneDNN and cuDNN run 3x3 convolutions fastest
-        self.model = build_model(config.architecture, self.spec.heads).to(
-            self.device, memory_format=torch.channels_last
-        )
+        self.model = build_model(config.architecture, self.spec.heads)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, config)
         self.average = Averaged(self.model, config.ema_decay)
         self.step = 0
@@ -136,7 +135,7 @@ class Trainer:
         terms = losses(heads, batch.targets.to(self.device), self.config)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         if not torch.isfinite(norm):
             values = {name: float(term.detach()) for name, term in terms.items()}
@@ -221,5 +220,3 @@ def _write_progress(
     writer.add_scalar("loss/total", sum(means.values()), trainer.step)
     writer.add_scalar("rate", learning_rate(trainer.config, trainer.step, trainer.total_steps), trainer.step)
     writer.add_scalar("waiting_for_data", waiting, trainer.step)
-
-

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import TrainConfig
 from .batches import TensorTargets
+from .config import TrainConfig
 
 FOCAL_ALPHA, FOCAL_BETA = 2, 4  # paper, eq. 1
 Losses = dict[str, Tensor]
@@ -93,7 +93,7 @@ def _keypoint_losses(
     offset = targets.keypoints[..., :2] - origin[:, None]  # (P, K, 2)
     if config.keypoint_activation == "box":
         offset = offset / size.clamp(min=1.0)[:, None]
-    errors = (raw.unflatten(1, (-1, 2)) - offset).abs().sum(dim=2) * labelled  # (P, K)
+    errors = (raw.view(len(raw), -1, 2) - offset).abs().sum(dim=2) * labelled  # (P, K)
     count = (labelled * targets.weight[:, None]).sum().clamp(min=1.0)
     regression = (errors * targets.weight[:, None]).sum() / count
     joints = heads["keypoint_heatmap_offset"][

@@ -121,7 +121,7 @@ def gaussian_radius(size_wh: np.ndarray, min_overlap: float = MIN_OVERLAP) -> fl
     return float(max(0.0, min(diagonal, inside, outside)))
 
 
-def draw_gaussian(heatmap: np.ndarray, cell_xy: np.ndarray, sigma_xy: tuple[float, float]) -> None:
+def draw_gaussian(heatmap: np.ndarray, cell_xy: Sequence[int] | np.ndarray, sigma_xy: tuple[float, float]) -> None:
     """Draw exp(-dx^2 / 2 sx^2 - dy^2 / 2 sy^2) around a cell, keeping the larger value where two overlap."""
     height, width = heatmap.shape
     x, y = int(cell_xy[0]), int(cell_xy[1])

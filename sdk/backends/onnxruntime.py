@@ -30,21 +30,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        runtime = _import_onnxruntime()
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        # Spinning threads take the core that captures and prepares the next frame (docs/benchmarks.md).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as err:  # ONNX Runtime's exceptions share no base class of its own
-            reason = str(err).strip().splitlines()[0][:200]
-            raise BackendError(
-                f"{path} is not a model that ONNX Runtime {runtime.__version__} can load ({reason}); "
-                "expected a file that `centeredge export` wrote"
-            ) from err
+        self._session = open_session(path, threads=threads)
         self.spec = _read_spec(self._session.get_modelmeta().custom_metadata_map, path)
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
@@ -70,9 +56,10 @@ class OnnxRuntimeBackend:
         width, height = self.spec.input.wh
         node = self._session.get_inputs()[0]
         if self.inputs != (INPUT_NAME,) or node.type != "tensor(uint8)" or node.shape[1:] != [height, width, 3]:
+            got = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
             raise SpecError(
-                f"{path} takes {[(n.name, n.type, n.shape) for n in self._session.get_inputs()]}, its ModelSpec says one "
-                f"input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); export it again"
+                f"{path} takes {got}, its ModelSpec says one input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); "
+                "export it again"
             )
         shapes = {node.name: node.shape for node in self._session.get_outputs()}
         cells_w, cells_h = self.spec.feature_wh
@@ -83,6 +70,30 @@ class OnnxRuntimeBackend:
                     f"{path} gives {head.name!r} as {shape}, its ModelSpec declares (1, {head.channels}, {cells_h}, "
                     f"{cells_w}). The file and its metadata come from different models; export it again"
                 )
+
+
+def open_session(path: Path, *, threads: int | None = None) -> Any:
+    """An onnxruntime.InferenceSession on the CPU, for any .onnx file.
+
+    Raises:
+        BackendUnavailable: onnxruntime is not installed.
+        BackendError: the file is not a model that ONNX Runtime can load.
+    """
+    runtime = _import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    # Spinning threads take the core that captures and prepares the next frame (docs/benchmarks.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # ONNX Runtime's exceptions share no base class of its own
+        reason = str(err).strip().splitlines()[0][:200]
+        raise BackendError(
+            f"{path} is not a model that ONNX Runtime {runtime.__version__} can load ({reason}); "
+            "expected a file that `centeredge export` wrote"
+        ) from err
 
 
 def _read_spec(metadata: dict[str, str], path: Path) -> ModelSpec:

@@ -8,6 +8,7 @@ path with nearest upsampling leads back to stride 4 (Feature Pyramid Networks, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ class EdgeNet(nn.Module):
         self.laterals = nn.ModuleList(
             [
                 nn.Sequential(nn.Conv2d(coarse, fine, 1, bias=False), nn.BatchNorm2d(fine))
-                for fine, coarse in zip(channels[:3], channels[1:], strict=True)
+                for fine, coarse in pairwise(channels)
             ]
         )
         self.smooth = nn.ModuleList([conv_bn_relu(width, width) for width in channels[1:3]])

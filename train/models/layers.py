@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from sdk.spec import HeadSpec
@@ -43,7 +42,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+        result: Tensor = self.relu(self.bn2(self.conv2(out)) + shortcut)
+        return result
 
 
 class SharedTrunkHeads(nn.Module):
@@ -106,4 +106,5 @@ def init_weights(module: nn.Module) -> None:
 
 
 def upsample_nearest(x: Tensor) -> Tensor:
-    return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    out: Tensor = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    return out
