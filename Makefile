@@ -10,7 +10,7 @@ ON_JETSON := $(wildcard /etc/nv_tegra_release)
 VENV_FLAGS := $(if $(ON_JETSON),--system-site-packages)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format bench matrix clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/centeredge run $(ARGS)
@@ -33,8 +33,18 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# The runtime on every Python that it promises, without PyTorch; those that are not installed are skipped.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+matrix:
+	@for python in $(PYTHONS); do \
+	  $$python -c '' 2>/dev/null || { echo "$$python: skipped, not installed"; continue; }; \
+	  $$python -m venv .venv-matrix/$$python && \
+	  .venv-matrix/$$python/bin/python -m pip --disable-pip-version-check install --quiet '.[cpu,calibration]' pytest hypothesis && \
+	  echo "$$python" && .venv-matrix/$$python/bin/python -m pytest -q tests/sdk || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-matrix .venv-yolo build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

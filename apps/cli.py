@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sdk import __version__
 from sdk.errors import SdkError
 from sdk.sources import redact
 
@@ -64,6 +65,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         prog="centeredge",
         description="Objects, 3D boxes and human poses on the machine that carries the camera.",
     )
+    parser.add_argument("--version", action="version", version=f"centeredge {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(name, help=command.help, description=command.help)

@@ -75,12 +75,12 @@ def find_peaks(heads: Mapping[str, npt.NDArray[Any]], spec: ModelSpec, *, score_
 
     Raises:
         HeadShapeError: a head is missing or has another shape than the spec says.
-        BackendError: a heatmap holds NaN.
+        BackendError: a heatmap holds NaN, or another head is not finite at a peak.
     """
     maps: dict[str, Float32Array] = {head.name: _checked(heads, head.name, head.channels, spec) for head in spec.heads}
     scores, class_ids, cells = _peaks(maps["heatmap"], score_threshold, spec.max_detections, per_channel=False)
     at_cell = [str(name) for name in maps if "heatmap" not in name]
-    values = {name: np.ascontiguousarray(maps[name][:, cells[:, 0], cells[:, 1]].T) for name in at_cell}
+    values = {name: _at_cells(maps, name, cells, spec) for name in at_cell}
     joints = _joint_peaks(maps, spec) if len(scores) else _no_joints()
     return Candidates(scores, class_ids, cells, values, *joints)
 
@@ -133,7 +133,7 @@ def _positive_size(raw: Float32Array, spec: ModelSpec) -> Float32Array:
 
 def _regressed_joints(raw: Float32Array, cells_xy: Float32Array, size: Float32Array, spec: ModelSpec) -> Float32Array:
     """(N, K, 2) joints in feature cells, each an offset from the object's cell (paper, sec. 4.2)."""
-    offsets = raw.reshape(len(raw), -1, 2)
+    offsets = raw.reshape(len(raw), raw.shape[1] // 2, 2)  # no -1: there may be no objects
     if spec.head("keypoint_offset").activation == "box":
         offsets = offsets * size[:, None]
     return cells_xy[:, None] + offsets
@@ -164,6 +164,7 @@ def _matched_joints(
     closest = np.minimum.reduceat(squared, starts, axis=1)  # (N, groups)
     group = np.cumsum(np.diff(kinds, prepend=kinds[0]) != 0)
     rows, chosen = np.nonzero((squared == closest[:, group]) & np.isfinite(squared))
+    rows, chosen = rows[::-1], chosen[::-1]  # of two equally close ones the better is assigned last, and stays
     points[rows, kinds[chosen]] = found[chosen]
     scores[rows, kinds[chosen]] = candidates.joint_scores[chosen]
     return points, scores
@@ -179,8 +180,16 @@ def _joint_peaks(
     )
     offsets = np.full((len(scores), 2), 0.5, np.float32)
     if "keypoint_heatmap_offset" in maps:
-        offsets = maps["keypoint_heatmap_offset"][:, cells[:, 0], cells[:, 1]].T
-    return scores, kinds, cells, np.ascontiguousarray(offsets)
+        offsets = _at_cells(maps, "keypoint_heatmap_offset", cells, spec)
+    return scores, kinds, cells, offsets
+
+
+def _at_cells(maps: dict[str, Float32Array], name: str, cells_yx: IntArray, spec: ModelSpec) -> Float32Array:
+    """(N, C) values of a head at N cells."""
+    values = np.ascontiguousarray(maps[name][:, cells_yx[:, 0], cells_yx[:, 1]].T)
+    if not np.isfinite(values).all():
+        raise _damaged(name, spec)
+    return values
 
 
 def _no_joints() -> tuple[Float32Array, IntArray, IntArray, Float32Array]:
@@ -276,8 +285,12 @@ def _checked(heads: Mapping[str, npt.NDArray[Any]], name: str, channels: int, sp
     array = array.reshape(shape).astype(np.float32, copy=False)
     # The maximum is NaN if any cell is, and costs a tenth of testing each cell.
     if name.endswith("heatmap") and np.isnan(array.max()):
-        raise BackendError(
-            f"{name} of model {spec.name!r} holds NaN; the weights are damaged or training diverged. "
-            "Export from a sound checkpoint"
-        )
+        raise _damaged(name, spec)
     return array
+
+
+def _damaged(name: str, spec: ModelSpec) -> BackendError:
+    return BackendError(
+        f"{name} of model {spec.name!r} holds NaN or infinity; the weights are damaged or training diverged. "
+        "Export from a sound checkpoint"
+    )

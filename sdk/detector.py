@@ -54,7 +54,7 @@ class Detector:
         if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
             raise InputError(f"score_threshold is {score_threshold}, expected a number in 0..1")
         if model is None or isinstance(model, (str, Path)):
-            model = open_backend(model_path(model or DEFAULT_MODEL), threads=threads)
+            model = open_backend(model_path(DEFAULT_MODEL if model is None else model), threads=threads)
         self._backend = model
         self.spec: ModelSpec = model.spec
         self.score_threshold = self.spec.score_threshold if score_threshold is None else score_threshold

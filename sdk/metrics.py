@@ -60,7 +60,7 @@ class CocoResults:
             )
         self._class_names = tuple(class_names)
         self._sigmas = np.array(oks_sigmas)
-        self._data = data
+        self._data = {**data, "annotations": _completed(data["annotations"], len(oks_sigmas))}
         self._rows: list[dict[str, Any]] = []
         self._image_ids: list[int] = []
 
@@ -88,7 +88,14 @@ class CocoResults:
             self._rows.append(result)
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]], image_ids: Iterable[int]) -> None:
-        """Results that are already in COCO's form, and the images that they are about."""
+        """Results that are already in COCO's form, and the images that they are about.
+
+        Raises:
+            InputError: a row has neither `bbox` nor `keypoints`.
+        """
+        for row in rows:
+            if "bbox" not in row and "keypoints" not in row:
+                raise InputError(f"a result has neither bbox nor keypoints: {dict(row)!s:.120}")
         self._rows.extend(dict(row) for row in rows)
         self._image_ids.extend(image_ids)
 
@@ -106,7 +113,7 @@ class CocoResults:
         """
         coco_eval = self._run("bbox")
         out: dict[str, Any] = {"bbox": _summary(coco_eval, BOX_FIGURES), "per_class": self._per_class(coco_eval)}
-        labelled = any(row.get("num_keypoints", 0) for row in self._data["annotations"])
+        labelled = any(row["num_keypoints"] for row in self._data["annotations"])
         if len(self._sigmas) and labelled:
             out["keypoints"] = _summary(self._run("keypoints"), KEYPOINT_FIGURES)
         return out
@@ -114,7 +121,7 @@ class CocoResults:
     def _run(self, kind: str) -> Any:
         coco_class, eval_class = _import_pycocotools()
         truth, results = coco_class(), coco_class()
-        truth.dataset = _with_areas(self._data)
+        truth.dataset = {**self._data, "annotations": [dict(row) for row in self._data["annotations"]]}
         results.dataset = {
             "images": self._data["images"],
             "categories": self._data["categories"],
@@ -204,26 +211,36 @@ def read_json(path: Path) -> Any:
 
 
 def _numbered(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """What COCO.loadRes adds to results: ids and areas."""
+    """What COCO.loadRes adds to results: ids and areas, and boxes around keypoints that come without."""
     numbered = []
     for number, row in enumerate(rows, 1):
-        if kind == "keypoints":
-            points = np.reshape(row["keypoints"], (-1, 3))[:, :2]
-            low, high = points.min(axis=0), points.max(axis=0)
-            area = float((high - low).prod())
-        else:
-            area = float(row["bbox"][2] * row["bbox"][3])
-        numbered.append({**row, "id": number, "area": area, "iscrowd": 0})
+        if kind == "keypoints" and "keypoints" not in row:
+            continue
+        box = row["bbox"] if kind == "bbox" and "bbox" in row else _box_xywh_around(row["keypoints"])
+        numbered.append({**row, "bbox": box, "id": number, "area": box[2] * box[3], "iscrowd": 0})
     return numbered
 
 
-def _with_areas(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A user's own annotations may lack `area` and `iscrowd`, which pycocotools needs."""
-    annotations = [
-        {"iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3], "num_keypoints": 0, **row}
-        for row in data["annotations"]
-    ]
-    return {**data, "annotations": annotations}
+def _box_xywh_around(keypoints: Sequence[float]) -> list[float]:
+    points = np.reshape(keypoints, (-1, 3))[:, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _completed(annotations: Sequence[Mapping[str, Any]], num_keypoints: int) -> list[dict[str, Any]]:
+    """A user's own annotations may lack fields that pycocotools needs."""
+    completed = []
+    for row in annotations:
+        if len(row.get("bbox", ())) != 4:
+            raise InputError(f"annotation {row.get('id')} has no bbox of four numbers (x, y, w, h): {dict(row)!s:.120}")
+        keypoints = row.get("keypoints") or [0] * (3 * num_keypoints)
+        defaults = {
+            "iscrowd": 0,
+            "area": row["bbox"][2] * row["bbox"][3],
+            "num_keypoints": sum(visibility > 0 for visibility in keypoints[2::3]),
+        }
+        completed.append({**defaults, **row, "keypoints": keypoints})
+    return completed
 
 
 def _summary(coco_eval: Any, names: Sequence[str]) -> Figures:

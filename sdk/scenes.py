@@ -23,6 +23,7 @@ Rng = np.random.Generator
 # Of a body of height 1, measured from the crown of the head.
 _SHOULDER_Y, _HIP_Y, _THIGH, _SHIN, _UPPER_ARM, _FOREARM = 0.19, 0.50, 0.23, 0.22, 0.165, 0.15
 _SUBPIXEL_BITS = 4
+_BLEED_PX = 0.7  # that OpenCV's anti-aliased shapes reach beyond their outline, measured
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def draw_person(image: Image, joints: Float32Array, body: Body, height_px: float
         height_px: of the upright body, which sets the width of the limbs.
 
     Returns:
-        (4,) float32 xyxy, exactly enclosing what was drawn, not clipped to the image.
+        (4,) float32 xyxy, enclosing what was drawn to about a pixel, not clipped to the image.
     """
     brush = _Brush(image)
     limb = body.limb * height_px
@@ -276,8 +277,9 @@ class _Brush:
         return np.concatenate([self._low, self._high]).astype(np.float32)
 
     def _touch(self, points: Any, radius: float) -> None:
-        self._low = np.minimum(self._low, np.min(points, axis=0) - radius)
-        self._high = np.maximum(self._high, np.max(points, axis=0) + radius)
+        reach = radius + _BLEED_PX
+        self._low = np.minimum(self._low, np.min(points, axis=0) - reach)
+        self._high = np.maximum(self._high, np.max(points, axis=0) + reach)
 
 
 def _fixed(point: Any) -> tuple[int, int]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sdk.errors import ConfigError
 from sdk.scenes import random_scene
+from sdk.spec import COCO_KEYPOINT_NAMES
 
 from .augment import Augmentation
 from .config import TrainConfig
@@ -63,6 +65,9 @@ class TrainingBatches(Dataset[Batch]):
         total_steps: of the run; sizes and mosaic depend on the progress.
         flip_pairs: keypoints that change places when mirrored.
         stride: of the network.
+
+    Raises:
+        ConfigError: drawn scenes of people are asked for, but people are no class of the source.
     """
 
     def __init__(
@@ -74,6 +79,11 @@ class TrainingBatches(Dataset[Batch]):
         flip_pairs: tuple[tuple[int, int], ...],
         stride: int,
     ) -> None:
+        if config.drawn_scenes and "person" not in source.class_names:
+            raise ConfigError(
+                f"drawn_scenes={config.drawn_scenes} draws people, but the classes are "
+                f"{', '.join(source.class_names)}; set drawn_scenes=0, or add the class person"
+            )
         self._source = source
         self._config = config
         self._total_steps = total_steps
@@ -125,7 +135,9 @@ class _Drawer:
     def __call__(self) -> Sample:
         if self._rng.random() < self._config.drawn_scenes:
             width = int(self._rng.integers(240, 480))
-            return drawn_sample(self._rng, (width, int(width * self._rng.uniform(0.6, 1.2))))
+            height = int(width * self._rng.uniform(0.6, 1.2))
+            person = self._source.class_names.index("person")
+            return drawn_sample(self._rng, (width, height), class_id=person, num_keypoints=self._source.num_keypoints)
         index = self._next if self._next is not None else int(self._rng.integers(len(self._source)))
         self._next = None
         return self._source.sample(index)
@@ -135,6 +147,7 @@ class DrawnData:
     """An endless data set of drawn people, counted as `length` pictures; every index is another picture."""
 
     class_names: tuple[str, ...] = ("person",)
+    num_keypoints = len(COCO_KEYPOINT_NAMES)
 
     def __init__(self, length: int, wh: tuple[int, int], seed: int) -> None:
         self._length, self._wh, self._seed = length, wh, seed
@@ -146,9 +159,12 @@ class DrawnData:
         return drawn_sample(np.random.default_rng((self._seed, 2, index)), self._wh)
 
 
-def drawn_sample(rng: np.random.Generator, wh: tuple[int, int]) -> Sample:
+def drawn_sample(
+    rng: np.random.Generator, wh: tuple[int, int], *, class_id: int = 0, num_keypoints: int = len(COCO_KEYPOINT_NAMES)
+) -> Sample:
+    """A drawn picture of people of class `class_id`; `num_keypoints` is COCO's 17, or 0."""
     image, boxes, keypoints = random_scene(rng, wh)
-    return Sample(image, boxes, np.zeros(len(boxes), np.int64), keypoints, empty_boxes())
+    return Sample(image, boxes, np.full(len(boxes), class_id), keypoints[:, :num_keypoints], empty_boxes())
 
 
 def input_size(config: TrainConfig, progress: float) -> tuple[int, int]:

@@ -48,17 +48,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write under a temporary name and rename, so that a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    torch.save(
-        {
-            "format": FORMAT,
-            "spec": checkpoint.spec.to_json(),
-            "config": config_to_dict(checkpoint.config),
-            "weights": checkpoint.weights,
-            "training": checkpoint.training,
-        },
-        temporary,
-    )
-    os.replace(temporary, path)
+    content = {
+        "format": FORMAT,
+        "spec": checkpoint.spec.to_json(),
+        "config": config_to_dict(checkpoint.config),
+        "weights": checkpoint.weights,
+        "training": checkpoint.training,
+    }
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a write that failed, on a full disk say
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -83,6 +84,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise SpecError(f"{path} has no ModelSpec; expected a checkpoint that `centeredge train` wrote")
     if data.get("format") != FORMAT:
         raise SpecError(f"{path} has checkpoint format {data.get('format')!r}, this version reads {FORMAT}")
+    if missing := [key for key in ("config", "weights", "training") if key not in data]:
+        raise SpecError(f"{path} has no {', '.join(missing)}; expected a checkpoint that `centeredge train` wrote")
     return Checkpoint(
         ModelSpec.from_json(data["spec"]), config_from_dict(data["config"]), data["weights"], data["training"]
     )
@@ -109,7 +112,13 @@ def load_checkpoint(
     if task is not None and task not in checkpoint.spec.tasks:
         raise ConfigError(f"{path} does {', '.join(checkpoint.spec.tasks)}, not {task}; leave the option out")
     model = build_model(config.architecture, checkpoint.spec.heads)
-    model.load_state_dict(checkpoint.weights)
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as err:  # of hundreds of lines, one a tensor
+        raise SpecError(
+            f"the weights in {path} do not fit the {config.architecture} that its config names; the file is damaged, "
+            "or the architecture has changed since"
+        ) from err
     return model.eval(), checkpoint.spec
 
 

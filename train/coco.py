@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ from .samples import Sample, as_float32
 
 _log = logging.getLogger(__name__)
 
+_NEEDED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 SPLIT_FOLDERS = {"train": ("train", "train2017"), "val": ("val", "val2017")}
 
 
@@ -46,6 +51,8 @@ class CocoData:
         image_ids: Sequence[int] | None = None,
     ) -> None:
         data = read_annotations(annotations)
+        for kind, needed in _NEEDED.items():
+            _check_fields(annotations, kind, data[kind], needed)
         names = {category["id"]: category["name"] for category in data["categories"]}
         self.class_names = tuple(class_names) or tuple(names.values())
         if missing := [name for name in self.class_names if name not in names.values()]:
@@ -65,7 +72,10 @@ class CocoData:
         self._folder = images
         self._cache: dict[int, np.ndarray] = {}
         self._keep_decoded = False
-        _check_annotations(annotations, images, self.images, self._by_image)
+        _check_photographs(annotations, images, self.images)
+        for image in self.images:
+            for annotation in self._by_image[image["id"]]:
+                _check_annotation(annotations, annotation, image, num_keypoints)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,7 +105,7 @@ class CocoData:
         ignore[:, 2:] += ignore[:, :2]
         keypoints = np.zeros((len(objects), self.num_keypoints, 3), np.float32)
         for keypoint_rows, row in zip(keypoints, objects, strict=True):
-            if self.num_keypoints and row.get("num_keypoints", 0):
+            if self.num_keypoints and row.get("keypoints"):
                 keypoint_rows[:] = np.reshape(row["keypoints"], (-1, 3))
         class_ids = np.array([self._class_ids[row["category_id"]] for row in objects], np.int64)
         return Sample(image, boxes, class_ids, keypoints, ignore)
@@ -148,9 +158,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
     return data  # type: ignore[no-any-return]
 
 
-def _check_annotations(
-    path: Path, folder: Path, images: list[dict[str, Any]], by_image: dict[int, list[dict[str, Any]]]
-) -> None:
+def _check_fields(path: Path, kind: str, rows: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> None:
+    for row in rows:
+        if missing := [name for name in needed if name not in row]:
+            raise InputError(f"an entry of {kind} in {path} has no {', '.join(missing)}: {dict(row)!s:.120}")
+
+
+def _check_photographs(path: Path, folder: Path, images: list[dict[str, Any]]) -> None:
     if not images:
         raise InputError(f"{path} lists no images to use")
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -160,13 +174,23 @@ def _check_annotations(
             f"{path} names {len(absent)} photographs that are not in {folder}, the first is {absent[0]}; "
             "restore them or remove them from the annotations"
         )
-    for image in images:
-        for row in by_image[image["id"]]:
-            x, y, width, height = row["bbox"]
-            # Two pixels of slack: official COCO boxes end up to a pixel beyond the border.
-            outside = x < -2 or y < -2 or x + width > image["width"] + 2 or y + height > image["height"] + 2
-            if outside or width < 0 or height < 0:
-                raise InputError(
-                    f"annotation {row['id']} in {path}: box {row['bbox']} (x, y, w, h) does not lie in "
-                    f"{image['file_name']} of {image['width']}x{image['height']} pixels; correct or remove it"
-                )
+
+
+def _check_annotation(path: Path, row: dict[str, Any], image: dict[str, Any], num_keypoints: int) -> None:
+    box = row.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+        raise InputError(f"annotation {row['id']} in {path} has {box!r} for a bbox of four numbers (x, y, w, h)")
+    x, y, width, height = box
+    # Two pixels of slack: official COCO boxes end up to a pixel beyond the border.
+    inside = x >= -2 and y >= -2 and x + width <= image["width"] + 2 and y + height <= image["height"] + 2
+    if not inside or width < 0 or height < 0:
+        raise InputError(
+            f"annotation {row['id']} in {path}: box {box} (x, y, w, h) does not lie in "
+            f"{image['file_name']} of {image['width']}x{image['height']} pixels; correct or remove it"
+        )
+    count = len(row.get("keypoints") or ())
+    if num_keypoints and count not in (0, 3 * num_keypoints):
+        raise InputError(
+            f"annotation {row['id']} in {path} has {count} keypoint values; expected x, y and visibility of "
+            f"{num_keypoints} keypoints"
+        )

@@ -193,15 +193,36 @@ def _stage(text: str) -> tuple[float, int, int]:
 
 
 def _check(config: TrainConfig) -> None:
+    _check_choices(config)
+    _check_ranges(config)
     for width, height in [config.size, *((w, h) for _, w, h in config.small_size_until)]:
         if width % 32 or height % 32 or width < 32 or height < 32:
             raise ConfigError(f"size {width}x{height} must be a multiple of 32, the networks' coarsest stride")
-    for name in ("batch", "epochs", "evaluate_every", "checkpoint_every"):
+    if config.task == "3d":
+        raise ConfigError("training of 3D boxes comes in a later version; task is detection or pose")
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for name in ("batch", "epochs", "evaluate_every", "checkpoint_every", "held_back"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("max_steps", "warmup_steps", "workers", "weight_decay"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name}={getattr(config, name)} must not be negative")
+    for name in ("learning_rate", "gradient_clip"):
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name}={getattr(config, name)} must be positive")
     for name in ("flip", "mosaic", "drawn_scenes"):
         if not 0.0 <= getattr(config, name) <= 1.0:
             raise ConfigError(f"{name}={getattr(config, name)} is a probability; it lies in 0..1")
+    for name in ("ema_decay", "decay_from"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ConfigError(f"{name}={getattr(config, name)} must lie in 0..1, below 1")
+    if len(config.scale_range) != 2 or not 0.0 < config.scale_range[0] <= config.scale_range[1]:
+        raise ConfigError(f"scale_range={config.scale_range}; expected the smallest and the largest scale, above 0")
+
+
+def _check_choices(config: TrainConfig) -> None:
     choices = {
         "optimizer": ("adam", "adamw"),
         "schedule": ("step", "linear"),
@@ -215,5 +236,3 @@ def _check(config: TrainConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ConfigError(f"{name}={getattr(config, name)!r}; expected one of {', '.join(map(str, allowed))}")
-    if config.task == "3d":
-        raise ConfigError("training of 3D boxes comes in a later version; task is detection or pose")

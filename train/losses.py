@@ -93,7 +93,7 @@ def _keypoint_losses(
     offset = targets.keypoints[..., :2] - origin[:, None]  # (P, K, 2)
     if config.keypoint_activation == "box":
         offset = offset / size.clamp(min=1.0)[:, None]
-    errors = (raw.view(len(raw), -1, 2) - offset).abs().sum(dim=2) * labelled  # (P, K)
+    errors = (raw.reshape(len(raw), raw.shape[1] // 2, 2) - offset).abs().sum(dim=2) * labelled  # (P, K)
     count = (labelled * targets.weight[:, None]).sum().clamp(min=1.0)
     regression = (errors * targets.weight[:, None]).sum() / count
     joints = heads["keypoint_heatmap_offset"][

@@ -29,9 +29,10 @@ class Sample:
 
 
 class SampleSource(Protocol):
-    """A data set: samples by number."""
+    """A data set: samples by number, each with `num_keypoints` keypoints an object."""
 
     class_names: tuple[str, ...]
+    num_keypoints: int
 
     def __len__(self) -> int: ...
 

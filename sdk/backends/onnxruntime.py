@@ -54,9 +54,8 @@ class OnnxRuntimeBackend:
 
     def _check(self, path: Path) -> None:
         width, height = self.spec.input.wh
-        node = self._session.get_inputs()[0]
-        if self.inputs != (INPUT_NAME,) or node.type != "tensor(uint8)" or node.shape[1:] != [height, width, 3]:
-            got = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
+        got = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
+        if [(*node[:2], node[2][1:]) for node in got] != [(INPUT_NAME, "tensor(uint8)", [height, width, 3])]:
             raise SpecError(
                 f"{path} takes {got}, its ModelSpec says one input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); "
                 "export it again"
