@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sdk.coco import read_coco, read_json
 from sdk.detector import Detector
 from sdk.errors import ConfigError, InputError
-from sdk.metrics import CocoResults, evaluate_on_coco, read_coco, read_json
+from sdk.metrics import CocoResults, evaluate_on_coco
 from sdk.spec import COCO_OKS_SIGMAS
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .coco import check_annotation, check_photographs, read_coco
 from .errors import BackendUnavailable, InputError, SourceError
 from .geometry import xyxy_to_xywh
 from .results import Detections
@@ -173,8 +173,11 @@ def evaluate_on_coco(
     data = read_coco(annotations)
     results = CocoResults.for_spec(data, detector.spec)
     rows = [row for row in data["images"] if image_ids is None or row["id"] in image_ids]
-    if not rows:
-        raise InputError(f"{annotations} lists no images to evaluate on")
+    check_photographs(annotations, images, rows)
+    by_id = {row["id"]: row for row in rows}
+    for annotation in data["annotations"]:
+        if annotation["image_id"] in by_id:
+            check_annotation(annotations, annotation, by_id[annotation["image_id"]])
     for done, row in enumerate(rows, 1):
         try:
             image = read_image(images / row["file_name"])
@@ -184,30 +187,6 @@ def evaluate_on_coco(
         if progress is not None:
             progress(done, len(rows))
     return results.evaluate()
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """A COCO annotation file.
-
-    Raises:
-        InputError: missing, not JSON, or without images, annotations or categories.
-    """
-    data = read_json(path)
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise InputError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
-    return dict(data)
-
-
-def read_json(path: Path) -> Any:
-    """Raises InputError where the file is missing or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as err:
-        raise InputError(f"cannot read {path}: {err.strerror}") from err
-    except ValueError as err:
-        raise InputError(f"{path} is not valid JSON ({err})") from err
 
 
 def _numbered(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from sdk.coco import check_annotation, check_photographs, read_coco
 from sdk.errors import InputError
 
 from .samples import Sample, as_float32
 
-_log = logging.getLogger(__name__)
-
-_NEEDED = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id"),
-    "categories": ("id", "name"),
-}
 SPLIT_FOLDERS = {"train": ("train", "train2017"), "val": ("val", "val2017")}
 
 
@@ -50,9 +42,7 @@ class CocoData:
         num_keypoints: int = 0,
         image_ids: Sequence[int] | None = None,
     ) -> None:
-        data = read_annotations(annotations)
-        for kind, needed in _NEEDED.items():
-            _check_fields(annotations, kind, data[kind], needed)
+        data = read_coco(annotations)
         names = {category["id"]: category["name"] for category in data["categories"]}
         self.class_names = tuple(class_names) or tuple(names.values())
         if missing := [name for name in self.class_names if name not in names.values()]:
@@ -72,10 +62,10 @@ class CocoData:
         self._folder = images
         self._cache: dict[int, np.ndarray] = {}
         self._keep_decoded = False
-        _check_photographs(annotations, images, self.images)
+        check_photographs(annotations, images, self.images)
         for image in self.images:
             for annotation in self._by_image[image["id"]]:
-                _check_annotation(annotations, annotation, image, num_keypoints)
+                check_annotation(annotations, annotation, image, num_keypoints)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,59 +128,3 @@ def find_split(data: Path, split: str, *, keypoints: bool) -> tuple[Path, Path]:
     if not annotations.is_file():
         raise InputError(f"{annotations} is missing; the photographs are in {folder}")
     return folder, annotations
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """A COCO annotation file.
-
-    Raises:
-        InputError: missing, not JSON, or without images, annotations or categories.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except OSError as err:
-        raise InputError(f"cannot read the annotations {path}: {err.strerror}") from err
-    except ValueError as err:
-        raise InputError(f"{path} is not valid JSON ({err})") from err
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise InputError(f"{path} is no COCO annotation file: it has no {', '.join(missing)}")
-    return data  # type: ignore[no-any-return]
-
-
-def _check_fields(path: Path, kind: str, rows: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> None:
-    for row in rows:
-        if missing := [name for name in needed if name not in row]:
-            raise InputError(f"an entry of {kind} in {path} has no {', '.join(missing)}: {dict(row)!s:.120}")
-
-
-def _check_photographs(path: Path, folder: Path, images: list[dict[str, Any]]) -> None:
-    if not images:
-        raise InputError(f"{path} lists no images to use")
-    present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    absent = [image["file_name"] for image in images if Path(image["file_name"]).name not in present]
-    if absent:
-        raise InputError(
-            f"{path} names {len(absent)} photographs that are not in {folder}, the first is {absent[0]}; "
-            "restore them or remove them from the annotations"
-        )
-
-
-def _check_annotation(path: Path, row: dict[str, Any], image: dict[str, Any], num_keypoints: int) -> None:
-    box = row.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-        raise InputError(f"annotation {row['id']} in {path} has {box!r} for a bbox of four numbers (x, y, w, h)")
-    x, y, width, height = box
-    # Two pixels of slack: official COCO boxes end up to a pixel beyond the border.
-    inside = x >= -2 and y >= -2 and x + width <= image["width"] + 2 and y + height <= image["height"] + 2
-    if not inside or width < 0 or height < 0:
-        raise InputError(
-            f"annotation {row['id']} in {path}: box {box} (x, y, w, h) does not lie in "
-            f"{image['file_name']} of {image['width']}x{image['height']} pixels; correct or remove it"
-        )
-    count = len(row.get("keypoints") or ())
-    if num_keypoints and count not in (0, 3 * num_keypoints):
-        raise InputError(
-            f"annotation {row['id']} in {path} has {count} keypoint values; expected x, y and visibility of "
-            f"{num_keypoints} keypoints"
-        )

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sdk.coco import read_coco
+from sdk.errors import ConfigError
 from sdk.spec import COCO_KEYPOINT_NAMES
 
 from .batches import DrawnData
-from .coco import CocoData, find_split, read_annotations
+from .coco import CocoData, find_split
 from .config import TrainConfig
 from .samples import SampleSource
 
@@ -33,15 +35,18 @@ def open_data(data: str, config: TrainConfig) -> TrainData:
 
     Raises:
         InputError: the folder or its annotations are not usable.
+        ConfigError: other classes than people are asked of drawn scenes.
     """
     if data == "synthetic":
+        if config.classes not in ((), DrawnData.class_names):
+            raise ConfigError(f"drawn scenes have people alone, not {', '.join(config.classes)}; set classes=person")
         return TrainData(
             DrawnData(100_000, config.size, config.seed),
             DrawnData(max(1, config.held_back), config.size, config.seed + 1),
             "drawn scenes",
         )
     images, annotations = find_split(Path(data), "train", keypoints=config.task == "pose")
-    image_ids = [image["id"] for image in read_annotations(annotations)["images"]]
+    image_ids = [image["id"] for image in read_coco(annotations)["images"]]
     order = np.random.default_rng(0).permutation(len(image_ids))
     split = min(config.held_back, len(image_ids) // 2)
     parts = []

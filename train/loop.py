@@ -56,12 +56,15 @@ class Trainer:
         config: of the run.
         data: training samples and the held-back ones.
         out: folder for last.pth, best.pth and TensorBoard.
+
+    Raises:
+        ConfigError: the device or the architecture does not exist.
     """
 
     def __init__(self, config: TrainConfig, data: TrainData, out: Path) -> None:
         torch.manual_seed(config.seed)
         self.config, self.data, self.out = config, data, out
-        self.device = torch.device(config.device)
+        self.device = _device(config.device)
         self.spec: ModelSpec = spec_from_config(config, data.train.class_names, trained_on=data.description)
         self.total_steps = config.max_steps or math.ceil(config.epochs * len(data.train) / config.batch)
         # channels_last is the layout in which oneDNN and cuDNN run 3x3 convolutions fastest
@@ -209,6 +212,16 @@ def train(
     elif init is not None:
         trainer.initialise(init)
     return trainer.run()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:  # AssertionError: this PyTorch was built without CUDA
+        reason = str(err).strip().splitlines()[0]
+        raise ConfigError(f"device={name!r} cannot be used ({reason}); set device=cpu, or leave it out") from err
+    return device
 
 
 def _write_progress(
