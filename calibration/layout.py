@@ -1,0 +1,164 @@
+"""Two rewrites of a float graph that change no value, for the sake of the INT8 graph that it becomes.
+
+ONNX Runtime calculates integer convolutions channels last, as frames come, and cancels transposes that meet. Both
+rewrites say the same in the form that is cheapest there (docs/benchmarks.md)::
+
+    widen_first_conv(graph, shapes)
+    copy_to_upsample(graph, shapes)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, NodeProto, helper, numpy_helper
+
+Shapes = Mapping[str, tuple[int, ...]]
+_Step = tuple[str, Sequence[str], dict[str, Any]]  # operator, further inputs, attributes
+
+_TO_CHANNELS_LAST: _Step = ("Transpose", (), {"perm": [0, 2, 3, 1]})
+_TO_CHANNELS_FIRST: _Step = ("Transpose", (), {"perm": [0, 3, 1, 2]})
+_PIXELS = 4  # that are read as one
+
+
+def copy_to_upsample(graph: GraphProto, shapes: Shapes) -> None:
+    """Nearest upsampling as a copy of columns, then of rows, in place.
+
+    Channels last, both copy contiguous bytes; ONNX Runtime's Resize goes value by value.
+
+    Args:
+        graph: of the model.
+        shapes: of its tensors, by name.
+    """
+    arrays = _arrays(graph)
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        factors = _nearest_factors(node, arrays)
+        if factors is None:
+            nodes.append(node)
+            continue
+        height, width = shapes[node.input[0]][2:]
+        columns = _add_constant(graph, f"{node.name}.columns", np.repeat(np.arange(width), factors[1]))
+        rows = _add_constant(graph, f"{node.name}.rows", np.repeat(np.arange(height), factors[0]))
+        copies: list[_Step] = [("Gather", [columns], {"axis": 2}), ("Gather", [rows], {"axis": 1})]
+        steps = [_TO_CHANNELS_LAST, *copies, _TO_CHANNELS_FIRST]
+        nodes += _chain(steps, source=node.input[0], target=node.output[0], name=node.name)
+    _replace_nodes(graph, nodes)
+
+
+def widen_first_conv(graph: GraphProto, shapes: Shapes) -> None:
+    """Let the first convolution read four neighbouring pixels as one of 12 channels, in place.
+
+    The fast integer kernels want input channels in fours and output channels in sixteens; three channels take a
+    path of less than half the speed. Frames come channels last, so that four pixels are 12 contiguous bytes, and
+    nothing has to be moved. The convolution gives the outputs of those pixels side by side as channels, its weights
+    spread accordingly; where a pixel does not count for an output, the weight is zero.
+
+    Does nothing where the graph does not start with Transpose, Cast, Conv, or the sizes do not fit.
+
+    Args:
+        graph: of the model.
+        shapes: of its tensors, by name.
+    """
+    frame = graph.input[0].name
+    transpose, cast, conv = graph.node[:3]
+    starts = transpose.op_type, transpose.input[0], cast.op_type, cast.input[0], conv.op_type, conv.input[0]
+    if starts != ("Transpose", frame, "Cast", transpose.output[0], "Conv", cast.output[0]):
+        return
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in conv.attribute}
+    (_, height, width, _), (_, channels, out_height, out_width) = shapes[frame], shapes[conv.output[0]]
+    stride = attributes["strides"][1]
+    if width % _PIXELS or _PIXELS % stride or out_width * stride != width:
+        return
+    pixels = _add_constant(graph, "wide.frame", np.array([1, height, width // _PIXELS, _PIXELS * 3]))
+    maps = _add_constant(graph, "wide.maps", np.array([1, out_height, out_width, channels]))
+    reshape = helper.make_node("Reshape", [frame, pixels], ["wide.Reshape"], name="wide.Reshape")
+    transpose.input[0] = "wide.Reshape"
+    _widen(graph, conv, attributes)
+    # The wide maps keep their names, and so their ranges; what is narrow again gets new ones.
+    last = 4 if graph.node[3].op_type == "Relu" and graph.node[3].input[0] == conv.output[0] else 3
+    wide, narrow = graph.node[last - 1].output[0], "wide.narrow"
+    steps: list[_Step] = [_TO_CHANNELS_LAST, ("Reshape", [maps], {}), _TO_CHANNELS_FIRST]
+    back = _chain(steps, source=wide, target=narrow, name=narrow)
+    rest = list(graph.node)[last:]
+    for node in rest:
+        node.input[:] = [narrow if name == wide else name for name in node.input]
+    _replace_nodes(graph, [reshape, *list(graph.node)[:last], *back, *rest])
+
+
+def _widen(graph: GraphProto, conv: NodeProto, attributes: Mapping[str, Any]) -> None:
+    """Make a convolution of 3 channels one of 3 * _PIXELS, that gives several outputs at once."""
+    arrays = _arrays(graph)
+    stride, pads = attributes["strides"], attributes["pads"]
+    weight, first, last = _spread(arrays[conv.input[1]], stride=stride[1], pad=pads[1])
+    conv.input[1] = _add_constant(graph, f"{conv.input[1]}.wide", weight)
+    if len(conv.input) > 2:
+        bias = np.tile(arrays[conv.input[2]], _PIXELS // stride[1])
+        conv.input[2] = _add_constant(graph, f"{conv.input[2]}.wide", bias)
+    changed = {
+        "kernel_shape": weight.shape[2:],
+        "strides": [stride[0], 1],
+        "pads": [pads[0], -first, pads[2], last],
+    }
+    del conv.attribute[:]
+    conv.attribute.extend(helper.make_attribute(name, value) for name, value in {**attributes, **changed}.items())
+
+
+def _spread(weight: npt.NDArray[np.float32], *, stride: int, pad: int) -> tuple[npt.NDArray[np.float32], int, int]:
+    """Weights (O, 3, h, w) for single pixels as weights (n O, 12, h, groups) for groups of four.
+
+    Returns:
+        The weights, and the first and last group that they read, counted from the one that they stand on.
+    """
+    out_channels, in_channels, height, width = weight.shape
+    side_by_side = _PIXELS // stride
+    first, last = -pad // _PIXELS, ((side_by_side - 1) * stride + width - 1 - pad) // _PIXELS
+    wide = np.zeros((side_by_side, out_channels, _PIXELS, in_channels, height, last - first + 1), np.float32)
+    for output in range(side_by_side):
+        for column in range(width):
+            group, pixel = divmod(output * stride + column - pad, _PIXELS)
+            wide[output, :, pixel, :, :, group - first] = weight[..., column]
+    shape = (side_by_side * out_channels, _PIXELS * in_channels, height, last - first + 1)
+    return wide.reshape(shape), first, last
+
+
+def _nearest_factors(node: NodeProto, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int, int] | None:
+    """By how much a node repeats rows and columns; None where it does anything else."""
+    if node.op_type != "Resize" or len(node.input) < 3 or node.input[2] not in arrays:
+        return None
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    modes = [attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")]
+    scales = arrays[node.input[2]]
+    if modes != [b"nearest", b"asymmetric", b"floor"] or len(scales) != 4 or (scales != scales.round()).any():
+        return None
+    return (int(scales[2]), int(scales[3])) if scales[0] == scales[1] == 1 else None
+
+
+def _chain(steps: Sequence[_Step], *, source: str, target: str, name: str) -> list[NodeProto]:
+    """Nodes that take `source` to `target`, one after the other."""
+    nodes = []
+    for number, (operator, inputs, attributes) in enumerate(steps, 1):
+        result = target if number == len(steps) else f"{name}.{number}"
+        nodes.append(
+            helper.make_node(operator, [source, *inputs], [result], name=f"{name}.{operator}_{number}", **attributes)
+        )
+        source = result
+    return nodes
+
+
+def _arrays(graph: GraphProto) -> dict[str, npt.NDArray[Any]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def _add_constant(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> str:
+    graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
+
+
+def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)

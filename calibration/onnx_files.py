@@ -1,0 +1,93 @@
+"""ONNX files: read and checked, or written whole or not at all.
+
+::
+
+    model, spec = read_onnx(path)
+    with replacing(out) as temporary:
+        write_onnx(model, spec, temporary)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+
+from sdk.errors import ConfigError, InputError, SpecError
+from sdk.spec import ONNX_METADATA_KEY, ModelSpec
+
+# What a graph was made from: every export of one checkpoint carries the same value, whatever its target or
+# size, so that ranges measured on one can be used for another.
+WEIGHTS_METADATA_KEY = "centeredge.weights"
+# ONNX Runtime 1.23, the last one for Python 3.10, reads no newer file format.
+MAX_IR_VERSION = 10
+
+
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
+    """A model and its spec.
+
+    Raises:
+        InputError: the file is missing, not ONNX, or keeps its weights in other files.
+        SpecError: it has no ModelSpec.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError as err:
+        raise InputError(f"cannot read {path}: {err.strerror}") from err
+    except Exception as err:  # of protobuf, which says what the bytes are not
+        raise InputError(f"{path} is not an ONNX file, or it is cut short") from err
+    if not model.graph.node or not model.graph.output:
+        raise InputError(f"{path} is not an ONNX file: it holds no graph")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise InputError(f"{path} keeps its weights in other files; use one that `centeredge export` wrote")
+    metadata = metadata_of(model)
+    if ONNX_METADATA_KEY not in metadata:
+        raise SpecError(f"{path} has no ModelSpec; use a file that `centeredge export` wrote")
+    return model, ModelSpec.from_json(metadata[ONNX_METADATA_KEY])
+
+
+def write_onnx(model: onnx.ModelProto, path: Path, *, spec: ModelSpec, weights_sha256: str) -> None:
+    """Check a model and write it with its spec, weights included."""
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
+    onnx.helper.set_model_props(model, {ONNX_METADATA_KEY: spec.to_json(), WEIGHTS_METADATA_KEY: weights_sha256})
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def weights_sha256_of(model: onnx.ModelProto) -> str:
+    """What the graph was made from; for a file that does not say so, its own content."""
+    content = model.SerializeToString(deterministic=True)
+    return metadata_of(model).get(WEIGHTS_METADATA_KEY) or hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`, which becomes `path` if the block succeeds and vanishes if not.
+
+    Raises:
+        ConfigError: nothing can be written there; known at once, not after the work.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder")
+    try:
+        temporary.touch()
+    except OSError as err:
+        raise ConfigError(f"cannot write {path}: {err.strerror}; choose a folder that exists and is writable") from err
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

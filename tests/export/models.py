@@ -1,0 +1,44 @@
+"""Models that behave as trained ones do, without training: every layer has an effect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sdk.spec import ModelSpec
+from train.checkpoint import Checkpoint, save_checkpoint
+from train.config import TrainConfig, preset
+from train.models import build_model
+from train.specs import spec_from_config
+
+
+def pose_config(architecture: str = "edge_n", size: tuple[int, int] = (64, 64)) -> TrainConfig:
+    return replace(preset("synthetic-pose"), architecture=architecture, size=size)
+
+
+def lively_model(architecture: str = "edge_n", *, seed: int = 0) -> tuple[nn.Module, ModelSpec]:
+    """A network whose batch norms and outputs are far from their fresh values, and its spec of 64x64 pixels."""
+    config = pose_config(architecture)
+    spec = spec_from_config(config, ("person",), trained_on="nothing")
+    torch.manual_seed(seed)
+    model = build_model(architecture, spec.heads).eval()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            nn.init.uniform_(layer.weight, 0.5, 1.2)
+            nn.init.normal_(layer.bias, std=0.2)
+            nn.init.normal_(layer.running_mean, std=0.2)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+        elif isinstance(layer, nn.Conv2d) and name.startswith("heads.outputs"):
+            nn.init.normal_(layer.weight, std=0.1)
+    return model, spec
+
+
+def write_checkpoint(path: Path, *, architecture: str = "edge_n") -> Path:
+    model, spec = lively_model(architecture)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_checkpoint(path, Checkpoint(spec, pose_config(architecture), weights))
+    return path
