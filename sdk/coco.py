@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import InputError
 
 _NEEDED = {
@@ -91,4 +94,18 @@ def check_annotation(path: Path, row: Mapping[str, Any], image: Mapping[str, Any
         raise InputError(
             f"annotation {row['id']} in {path} has {count} keypoint values; expected x, y and visibility of "
             f"{num_keypoints} keypoints"
+        )
+
+
+def check_size(path: Path, row: Mapping[str, Any], image: npt.NDArray[np.uint8]) -> None:
+    """That a decoded photograph has the size that its entry says; boxes of another size would be silently wrong.
+
+    Raises:
+        InputError: it has not.
+    """
+    height, width = image.shape[:2]
+    if (width, height) != (row["width"], row["height"]):
+        raise InputError(
+            f"{row['file_name']} is {width}x{height} pixels, {path} says {row['width']}x{row['height']}; its boxes were "
+            "made on another version of the photograph (resized, or turned by its EXIF data)"
         )

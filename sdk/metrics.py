@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .coco import check_annotation, check_photographs, read_coco
+from .coco import check_annotation, check_photographs, check_size, read_coco
 from .errors import BackendUnavailable, InputError, SourceError
 from .geometry import xyxy_to_xywh
 from .results import Detections
@@ -183,6 +183,7 @@ def evaluate_on_coco(
             image = read_image(images / row["file_name"])
         except SourceError as err:
             raise InputError(f"{annotations} names a photograph that cannot be used: {err}") from err
+        check_size(annotations, row, image)
         results.add(row["id"], detector(image))
         if progress is not None:
             progress(done, len(rows))

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sdk.coco import check_annotation, check_photographs, read_coco
+from sdk.coco import check_annotation, check_photographs, check_size, read_coco
 from sdk.errors import InputError
 
 from .samples import Sample, as_float32
@@ -59,7 +59,7 @@ class CocoData:
                 self._by_image[annotation["image_id"]].append(annotation)
         wanted = None if image_ids is None else set(image_ids)
         self.images = [image for image in data["images"] if wanted is None or image["id"] in wanted]
-        self._folder = images
+        self._folder, self._annotations = images, annotations
         self._cache: dict[int, np.ndarray] = {}
         self._keep_decoded = False
         check_photographs(annotations, images, self.images)
@@ -107,6 +107,7 @@ class CocoData:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             raise InputError(f"{path} is not a picture that can be decoded; remove it from the annotations")
+        check_size(self._annotations, self.images[index], image)
         if self._keep_decoded:
             self._cache[index] = image
         return np.asarray(image)

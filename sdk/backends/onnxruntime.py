@@ -101,7 +101,10 @@ def _read_spec(metadata: dict[str, str], path: Path) -> ModelSpec:
             f"{path} has no ModelSpec (ONNX metadata {ONNX_METADATA_KEY!r}), so its classes and input are unknown; "
             "use a file that `centeredge export` wrote"
         )
-    return ModelSpec.from_json(metadata[ONNX_METADATA_KEY])
+    try:
+        return ModelSpec.from_json(metadata[ONNX_METADATA_KEY])
+    except SpecError as err:
+        raise type(err)(f"{path}: {err}") from err
 
 
 def _import_onnxruntime() -> Any:

@@ -125,6 +125,9 @@ def test_options_that_contradict_or_are_not_there_yet(
         assert message in failure(capsys, out, float_model.path, out, *arguments)
     nowhere = tmp_path / "nowhere" / "model.onnx"
     assert "choose a folder that exists" in failure(capsys, out, float_model.path, nowhere, *images)
+    for option in ("--json", "--ranges"):
+        error = failure(capsys, out, float_model.path, out, *images, option, tmp_path / "nowhere" / "file.json")
+        assert "file.json: No such file or directory" in error
     assert "would replace the float model" in failure(capsys, out, float_model.path, float_model.path, *images)
 
 

@@ -206,3 +206,10 @@ def test_the_photographs_of_this_project(photographs: Path) -> None:
     assert len(data) > 2000
     sample = max((data.sample(index) for index in range(10)), key=lambda sample: len(sample.boxes_xyxy))
     assert len(sample.boxes_xyxy) and max(sample.image.shape) <= 448
+
+
+def test_a_photograph_of_another_size_than_its_annotations_is_refused(tmp_path: Path) -> None:
+    images, annotations = write_coco_folder(tmp_path, coco_json([{"bbox": [1, 1, 9, 9]}]))
+    assert cv2.imwrite(str(images / "1.png"), np.zeros((24, 32, 3), np.uint8))
+    with pytest.raises(InputError, match=r"1.png is 32x24 pixels, .* says 64x48"):
+        CocoData(images, annotations).sample(0)
