@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, and print what it cost and gained."""
     from .config import CalibrationConfig
-    from .onnx_files import replacing
+    from .onnx_files import check_writable, replacing
     from .pipeline import calibrate
 
     config = CalibrationConfig(
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         target=args.target,
         ranges=args.ranges,
     )
+    if args.json is not None:
+        check_writable(args.json)
     report = calibrate(args.model, args.out, config, note=_note)
     if args.json is not None:
         with replacing(args.json) as temporary:

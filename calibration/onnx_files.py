@@ -72,22 +72,33 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where a file cannot be written; to be known before long work, not after."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder")
+    temporary = _temporary(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as err:
+        raise ConfigError(f"cannot write {path}: {err.strerror}; choose a folder that exists and is writable") from err
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`, which becomes `path` if the block succeeds and vanishes if not.
 
     Raises:
-        ConfigError: nothing can be written there; known at once, not after the work.
+        ConfigError: nothing can be written there.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    if path.is_dir():
-        raise ConfigError(f"cannot write {path}: it is a folder")
-    try:
-        temporary.touch()
-    except OSError as err:
-        raise ConfigError(f"cannot write {path}: {err.strerror}; choose a folder that exists and is writable") from err
+    check_writable(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")

@@ -21,7 +21,7 @@ from sdk.spec import ModelSpec
 from .config import DEFAULT_METHOD, CalibrationConfig
 from .errors import CalibrationError
 from .measurement import Evaluation, check_unseen, held_back, measure_accuracy, measure_latency, open_evaluation
-from .onnx_files import read_onnx, replacing, weights_sha256_of, write_onnx
+from .onnx_files import check_writable, read_onnx, replacing, weights_sha256_of, write_onnx
 from .photographs import PhotographReader, Unreadable, choose_photographs
 from .placement import place_for_onnxruntime
 from .quantisation import quantise
@@ -47,9 +47,11 @@ def calibrate(model_path: Path, out: Path, config: CalibrationConfig, *, note: N
         ConfigError: an output cannot be written, or options contradict the ranges.
         InputError, SpecError, BackendError: a file is not what was expected.
     """
+    model, spec = _float_model(model_path)
     if out.exists() and out.samefile(model_path):
         raise ConfigError(f"{out} would replace the float model; name another output")
-    model, spec = _float_model(model_path)
+    if config.ranges is not None and not config.has_ranges:
+        check_writable(config.ranges)
     evaluation = _evaluation(config, spec)
     with replacing(out) as temporary:
         ranges, unreadable = _ranges(model, spec, config, note)

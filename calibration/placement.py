@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import GraphProto
+from onnx import GraphProto, NodeProto
 
 # Operators that calculate with quantised values in ONNX Runtime, each with a scale of its own for the result.
 CALCULATING = frozenset({"Conv", "Add", "Concat", "GlobalAveragePool"})
@@ -27,8 +27,16 @@ def place_for_onnxruntime(graph: GraphProto) -> Placement:
     calculates a few channels in INT8 no faster than in float (docs/benchmarks.md).
     """
     last = _output_convs(graph)
-    int8 = {node.name for node in graph.node if node.op_type in CALCULATING and node.name not in last}
+    constants = {tensor.name for tensor in graph.initializer}
+    int8 = {node.name for node in graph.node if _can_be_int8(node, constants) and node.name not in last}
     return Placement(frozenset(int8), tuple(sorted(last)))
+
+
+def _can_be_int8(node: NodeProto, constants: set[str]) -> bool:
+    """Whether an operator is one of CALCULATING, with weights that are known and all else calculated."""
+    if node.op_type == "Conv":
+        return constants.issuperset(node.input[1:])
+    return node.op_type in CALCULATING and constants.isdisjoint(node.input)
 
 
 def _output_convs(graph: GraphProto) -> set[str]:

@@ -106,6 +106,6 @@ def check_size(path: Path, row: Mapping[str, Any], image: npt.NDArray[np.uint8])
     height, width = image.shape[:2]
     if (width, height) != (row["width"], row["height"]):
         raise InputError(
-            f"{row['file_name']} is {width}x{height} pixels, {path} says {row['width']}x{row['height']}; its boxes were "
-            "made on another version of the photograph (resized, or turned by its EXIF data)"
+            f"{row['file_name']} is {width}x{height} pixels, {path} says {row['width']}x{row['height']}; "
+            "its boxes were made on another version of the photograph (resized, or turned by its EXIF data)"
         )
