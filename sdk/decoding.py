@@ -157,13 +157,15 @@ def _matched_joints(
     if not len(kinds) or not len(points):
         return points, scores
     found = candidates.joint_cells_yx[:, ::-1] + candidates.joint_offsets  # (M, 2)
-    squared = ((regressed[:, kinds] - found) ** 2).sum(axis=-1)  # (N, M)
-    inside = (found >= boxes[:, None, :2]).all(axis=-1) & (found <= boxes[:, None, 2:]).all(axis=-1)
-    squared[~inside] = np.inf
-    starts = np.flatnonzero(np.diff(kinds, prepend=-1))  # of each kind's group
-    closest = np.minimum.reduceat(squared, starts, axis=1)  # (N, groups)
-    group = np.cumsum(np.diff(kinds, prepend=kinds[0]) != 0)
-    rows, chosen = np.nonzero((squared == closest[:, group]) & np.isfinite(squared))
+    x, y = found[:, 0], found[:, 1]
+    left, top, right, bottom = boxes.T[:, :, None]  # (N, 1) each
+    inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)  # (N, M)
+    squared = (regressed[:, kinds, 0] - x) ** 2 + (regressed[:, kinds, 1] - y) ** 2
+    squared = np.where(inside, squared, np.inf)
+    is_first = np.ones(len(kinds), bool)  # of its kind
+    is_first[1:] = kinds[1:] != kinds[:-1]
+    closest = np.minimum.reduceat(squared, np.flatnonzero(is_first), axis=1)  # (N, kinds that were found)
+    rows, chosen = np.nonzero(inside & (squared == closest[:, np.cumsum(is_first) - 1]))
     rows, chosen = rows[::-1], chosen[::-1]  # of two equally close ones the better is assigned last, and stays
     points[rows, kinds[chosen]] = found[chosen]
     scores[rows, kinds[chosen]] = candidates.joint_scores[chosen]
@@ -219,10 +221,9 @@ def _peaks(
 
 def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
     """Flat indices, rising, of the peaks of (C, h, w) maps that are not below the threshold."""
-    is_above = logits.ravel() >= threshold
-    if np.count_nonzero(is_above) > _MAX_SPARSE_CELLS:
+    above = np.flatnonzero(logits.ravel() >= threshold)
+    if len(above) > _MAX_SPARSE_CELLS:
         return _dense_peak_indices(logits, threshold)
-    above = np.flatnonzero(is_above)
     height, width = logits.shape[1:]
     y, x = above // width % height, above % width
     # A neighbour outside the map is replaced by one inside, which changes no maximum: a cell is never above itself.
