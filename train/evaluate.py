@@ -13,6 +13,7 @@ from sdk.detector import Detector
 from sdk.metrics import CocoResults
 from sdk.spec import ModelSpec
 
+from .coco import CocoData
 from .config import TrainConfig
 from .models import build_model
 from .preprocessing import normalised
@@ -54,7 +55,8 @@ def evaluate_weights(
     model = build_model(config.architecture, spec.heads)
     model.load_state_dict(weights)
     detector = Detector(TorchBackend(model, spec, device=config.device), score_threshold=0.0)
-    results = CocoResults.for_spec(ground_truth(samples, spec), spec)
+    truth = samples.ground_truth() if isinstance(samples, CocoData) else ground_truth(samples, spec)
+    results = CocoResults.for_spec(truth, spec)
     for index in range(len(samples)):
         results.add(index + 1, detector(samples.sample(index).image))
     figures = results.evaluate()
@@ -65,7 +67,7 @@ def evaluate_weights(
 
 
 def ground_truth(samples: SampleSource, spec: ModelSpec) -> dict[str, Any]:
-    """Samples as a COCO annotation file's content; image ids count from 1."""
+    """Samples as a COCO annotation file's content, for data without; image ids count from 1, areas are boxes'."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(len(samples)):

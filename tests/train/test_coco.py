@@ -213,3 +213,12 @@ def test_a_photograph_of_another_size_than_its_annotations_is_refused(tmp_path: 
     assert cv2.imwrite(str(images / "1.png"), np.zeros((24, 32, 3), np.uint8))
     with pytest.raises(InputError, match=r"1.png is 32x24 pixels, .* says 64x48"):
         CocoData(images, annotations).sample(0)
+
+
+def test_the_ground_truth_keeps_each_objects_own_area(tmp_path: Path) -> None:
+    rows = [{"bbox": [1, 1, 10, 10], "area": 53, "image_id": 7, "category_id": 2}]
+    images, annotations = write_coco_folder(tmp_path, coco_json(rows, image_ids=(5, 7)))
+    truth = CocoData(images, annotations, class_names=("dog",)).ground_truth()
+    assert [image["id"] for image in truth["images"]] == [1, 2]
+    assert [(row["image_id"], row["category_id"], row["area"]) for row in truth["annotations"]] == [(2, 1, 53)]
+    assert truth["categories"] == [{"id": 1, "name": "dog"}]
