@@ -22,6 +22,7 @@ _Step = tuple[str, Sequence[str], dict[str, Any]]  # operator, further inputs, a
 _TO_CHANNELS_LAST: _Step = ("Transpose", (), {"perm": [0, 2, 3, 1]})
 _TO_CHANNELS_FIRST: _Step = ("Transpose", (), {"perm": [0, 3, 1, 2]})
 _PIXELS = 4  # that are read as one
+_CONV_DEFAULTS = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
 
 
 def copy_to_upsample(graph: GraphProto, shapes: Shapes) -> None:
@@ -57,21 +58,21 @@ def widen_first_conv(graph: GraphProto, shapes: Shapes) -> None:
     nothing has to be moved. The convolution gives the outputs of those pixels side by side as channels, its weights
     spread accordingly; where a pixel does not count for an output, the weight is zero.
 
-    Does nothing where the graph does not start with Transpose, Cast, Conv, or the sizes do not fit.
+    Does nothing where the graph does not start with Transpose, Cast and Conv, or the sizes do not fit.
 
     Args:
         graph: of the model.
         shapes: of its tensors, by name.
     """
-    frame = graph.input[0].name
-    transpose, cast, conv = graph.node[:3]
-    starts = transpose.op_type, transpose.input[0], cast.op_type, cast.input[0], conv.op_type, conv.input[0]
-    if starts != ("Transpose", frame, "Cast", transpose.output[0], "Conv", cast.output[0]):
+    start = _start(graph)
+    if start is None:
         return
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in conv.attribute}
-    (_, height, width, _), (_, channels, out_height, out_width) = shapes[frame], shapes[conv.output[0]]
+    transpose, conv, wide = start[0], start[2], start[-1].output[0]
+    attributes = {**_CONV_DEFAULTS, **_attributes(conv)}
+    frame = transpose.input[0]
+    (_, height, width, _), (_, channels, out_height, out_width) = shapes[frame], shapes[wide]
     stride = attributes["strides"][1]
-    if width % _PIXELS or _PIXELS % stride or out_width * stride != width:
+    if width % _PIXELS or _PIXELS % stride or out_width * stride != width or max(attributes["dilations"]) > 1:
         return
     pixels = _add_constant(graph, "wide.frame", np.array([1, height, width // _PIXELS, _PIXELS * 3]))
     maps = _add_constant(graph, "wide.maps", np.array([1, out_height, out_width, channels]))
@@ -79,14 +80,26 @@ def widen_first_conv(graph: GraphProto, shapes: Shapes) -> None:
     transpose.input[0] = "wide.Reshape"
     _widen(graph, conv, attributes)
     # The wide maps keep their names, and so their ranges; what is narrow again gets new ones.
-    last = 4 if graph.node[3].op_type == "Relu" and graph.node[3].input[0] == conv.output[0] else 3
-    wide, narrow = graph.node[last - 1].output[0], "wide.narrow"
     steps: list[_Step] = [_TO_CHANNELS_LAST, ("Reshape", [maps], {}), _TO_CHANNELS_FIRST]
-    back = _chain(steps, source=wide, target=narrow, name=narrow)
-    rest = list(graph.node)[last:]
+    back = _chain(steps, source=wide, target="narrow", name="narrow")
+    rest = [node for node in graph.node if node not in start]
     for node in rest:
-        node.input[:] = [narrow if name == wide else name for name in node.input]
-    _replace_nodes(graph, [reshape, *list(graph.node)[:last], *back, *rest])
+        node.input[:] = ["narrow" if name == wide else name for name in node.input]
+    _replace_nodes(graph, [reshape, *start, *back, *rest])
+
+
+def _start(graph: GraphProto) -> list[NodeProto] | None:
+    """Transpose, Cast, Conv and, if it alone reads that, ReLU: what a graph starts with, if it does."""
+    start: list[NodeProto] = []
+    tensor = graph.input[0].name
+    for operator in ("Transpose", "Cast", "Conv", "Relu"):
+        readers = [node for node in graph.node if tensor in node.input]
+        if len(readers) != 1 or readers[0].op_type != operator:
+            break
+        start += readers
+        tensor = readers[0].output[0]
+    is_output = tensor in {output.name for output in graph.output}
+    return start if len(start) >= 3 and not is_output else None
 
 
 def _widen(graph: GraphProto, conv: NodeProto, attributes: Mapping[str, Any]) -> None:
@@ -129,7 +142,7 @@ def _nearest_factors(node: NodeProto, arrays: Mapping[str, npt.NDArray[Any]]) ->
     """By how much a node repeats rows and columns; None where it does anything else."""
     if node.op_type != "Resize" or len(node.input) < 3 or node.input[2] not in arrays:
         return None
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = _attributes(node)
     modes = [attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")]
     scales = arrays[node.input[2]]
     if modes != [b"nearest", b"asymmetric", b"floor"] or len(scales) != 4 or (scales != scales.round()).any():
@@ -147,6 +160,10 @@ def _chain(steps: Sequence[_Step], *, source: str, target: str, name: str) -> li
         )
         source = result
     return nodes
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _arrays(graph: GraphProto) -> dict[str, npt.NDArray[Any]]:

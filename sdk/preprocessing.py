@@ -13,6 +13,7 @@ from .geometry import Affine, input_to_feature, letterbox
 from .opencv import load_cv2
 from .spec import ModelSpec
 
+_BLACK_BORDER = 0  # cv2.BORDER_CONSTANT
 MAX_SIDE = 32767  # of OpenCV's remapping, in pixels
 
 
@@ -44,11 +45,13 @@ def prepare(image: npt.NDArray[Any], spec: ModelSpec) -> Prepared:
     image = as_bgr(image)
     height, width = image.shape[:2]
     box = letterbox((width, height), spec.input.wh)
-    tensor = np.zeros((1, spec.input.height, spec.input.width, 3), np.uint8)
-    resized_width, resized_height = box.resized_wh
-    window = tensor[0, box.top : box.top + resized_height, box.left : box.left + resized_width]
     resized = _resized(image, box.resized_wh)
-    window[:] = resized if spec.input.channel_order == "bgr" else resized[..., ::-1]
+    right = spec.input.width - box.left - box.resized_wh[0]
+    bottom = spec.input.height - box.top - box.resized_wh[1]
+    canvas = load_cv2().copyMakeBorder(resized, box.top, bottom, box.left, right, _BLACK_BORDER)
+    if spec.input.channel_order == "rgb":
+        canvas = np.ascontiguousarray(canvas[..., ::-1])
+    tensor = np.asarray(canvas)[None]
     feature_to_image = box.image_to_input.then(input_to_feature(spec.stride)).inverse()
     return Prepared(tensor, feature_to_image, (width, height))
 
@@ -58,12 +61,15 @@ def _resized(image: npt.NDArray[np.uint8], wh: tuple[int, int]) -> npt.NDArray[n
 
     A bilinear resize reads four pixels for each it gives; below half the size it skips some, and small people dissolve.
     Going to twice the size first and averaging 2x2 comes within 1.5 grey levels of averaging all pixels (INTER_AREA)
-    for 1920x1080 to 320x180, in a sixth of its time.
+    for 1920x1080 to 320x180, in a fifth of its time. Where that first step skips two of three pixels, interpolating
+    between the others adds nothing but time.
     """
     cv2 = load_cv2()
     height, width = image.shape[:2]
-    if width > 2 * wh[0] and height > 2 * wh[1]:
-        image = cv2.resize(image, (2 * wh[0], 2 * wh[1]), interpolation=cv2.INTER_LINEAR)
+    twice_wh = (2 * wh[0], 2 * wh[1])
+    if width > twice_wh[0] and height > twice_wh[1]:
+        first = cv2.INTER_NEAREST_EXACT if width >= 3 * twice_wh[0] else cv2.INTER_LINEAR
+        image = cv2.resize(image, twice_wh, interpolation=first)
         return np.asarray(cv2.resize(image, wh, interpolation=cv2.INTER_AREA))
     return np.asarray(cv2.resize(image, wh, interpolation=cv2.INTER_LINEAR))
 
