@@ -177,16 +177,13 @@ def input_size(config: TrainConfig, progress: float) -> tuple[int, int]:
 
 def batch_loader(batches: TrainingBatches, steps: Sequence[int], workers: int) -> DataLoader[Batch]:
     """The batches of the given steps, in order, prepared ahead by worker processes."""
+    if workers:
+        # A forked worker has none of OpenCV's threads, and would wait for them for ever; and one worker is one core.
+        cv2.setNumThreads(1)
     return DataLoader(
         batches,
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_single_threaded,
     )
-
-
-def _single_threaded(_worker: int) -> None:
-    # One worker is one core; OpenCV's own threads would take those of the training step.
-    cv2.setNumThreads(1)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,3 +132,19 @@ def test_drawn_data_is_a_function_of_seed_and_index() -> None:
     assert not np.array_equal(SOURCE.sample(3).image, DrawnData(7, (80, 60), seed=6).sample(3).image)
     sample = drawn_sample(np.random.default_rng(0), (80, 60), class_id=2, num_keypoints=0)
     assert set(sample.class_ids) == {2} and sample.keypoints.shape[1:] == (0, 3)
+
+
+def test_workers_do_not_hang_where_opencv_had_threads_before() -> None:
+    code = """
+import cv2, numpy as np
+from train.batches import DrawnData, TrainingBatches, batch_loader
+from train.config import override, preset
+cv2.setNumThreads(2)
+cv2.GaussianBlur(np.zeros((1000, 1000, 3), np.uint8), (0, 0), 3)
+config = override(preset("synthetic-pose"), {"max_steps": "2", "size": "64x64", "batch": "2"})
+batches = TrainingBatches(DrawnData(8, (64, 64), 0), config, total_steps=2, flip_pairs=(), stride=4)
+print(len(list(batch_loader(batches, range(2), 1))))
+"""
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
+    assert result.stdout.strip() == "2", result.stderr
