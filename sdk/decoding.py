@@ -34,8 +34,6 @@ JOINT_THRESHOLD = 0.1
 # this many cells are left (docs/benchmarks.md).
 _MAX_SPARSE_CELLS = 20_000
 _WINDOW = np.ones((3, 3), np.uint8)
-# A mask of more than 128 KiB is mapped from the kernel, page by page, and given back after each frame.
-_PIECE = 65_536
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def _peaks(
 
 def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
     """Flat indices, rising, of the peaks of (C, h, w) maps that are not below the threshold."""
-    above = _indices_above(logits.ravel(), threshold)
+    above = np.flatnonzero(logits.ravel() >= threshold)
     if len(above) > _MAX_SPARSE_CELLS:
         return _dense_peak_indices(logits, threshold)
     height, width = logits.shape[1:]
@@ -238,12 +236,6 @@ def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
         for step_x in steps_x:
             peak &= values >= flat[above + (step_y + step_x)]
     return above[peak]
-
-
-def _indices_above(flat: Float32Array, threshold: float) -> IntArray:
-    """Where `flat` is not below the threshold, rising; in pieces, whose masks the allocator need not fetch anew."""
-    starts = range(0, flat.size, _PIECE)
-    return np.concatenate([np.flatnonzero(flat[start : start + _PIECE] >= threshold) + start for start in starts])
 
 
 def _dense_peak_indices(logits: Float32Array, threshold: float) -> IntArray:
