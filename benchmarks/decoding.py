@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdk import decoding
 from sdk.decoding import assemble, find_peaks
 from sdk.geometry import input_to_feature, letterbox
 from sdk.spec import HeadSpec, InputSpec, ModelSpec
@@ -52,6 +53,21 @@ def run() -> None:
         {"threshold 0": lambda: ours(heads, 0.0), "untrained model, threshold 0": lambda: ours(noise, 0.0)}
     )
     print(shown(times))
+    crossover()
+
+
+def crossover() -> None:
+    """Where a maximum filter over all cells becomes cheaper than looking at the neighbours of those above."""
+    logits = np.random.default_rng(0).normal(0, 1, (80, 128, 128)).astype(np.float32)
+    for cells in (1000, 10_000, 20_000, 35_000):
+        threshold = float(np.partition(logits.ravel(), -cells)[-cells])
+        times = medians_ms(
+            {
+                "neighbours": lambda threshold=threshold: decoding._peak_indices(logits, threshold),
+                "maximum filter": lambda threshold=threshold: decoding._dense_peak_indices(logits, threshold),
+            }
+        )
+        print(f"{cells} cells above the threshold: {shown(times)}")
 
 
 def heads_with_survivors(cells: int) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ IntArray = npt.NDArray[np.int64]
 JOINT_THRESHOLD = 0.1
 # Looking at the neighbours of each cell above the threshold beats a dense maximum filter until about
 # this many cells are left (docs/benchmarks.md).
-_MAX_SPARSE_CELLS = 20_000
+_MAX_SPARSE_CELLS = 40_000
 _WINDOW = np.ones((3, 3), np.uint8)
 
 

@@ -61,7 +61,7 @@ def _resized(image: npt.NDArray[np.uint8], wh: tuple[int, int]) -> npt.NDArray[n
 
     A bilinear resize reads four pixels for each it gives; below half the size it skips some, and small people dissolve.
     Going to twice the size first and averaging 2x2 comes within 1.5 grey levels of averaging all pixels (INTER_AREA)
-    for 1920x1080 to 320x180, in a fifth of its time. Where that first step skips two of three pixels, interpolating
+    for 1920x1080 to 320x180, in a quarter of its time. Where that first step skips two of three pixels, interpolating
     between the others adds nothing but time.
     """
     cv2 = load_cv2()

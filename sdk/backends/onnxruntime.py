@@ -81,7 +81,8 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
     runtime = _import_onnxruntime()
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    # Spinning threads take the core that captures and prepares the next frame (docs/benchmarks.md).
+    # Spinning threads would take the core that captures and prepares the next frame; a call alone pays for that
+    # (docs/benchmarks.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
