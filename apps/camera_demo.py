@@ -25,10 +25,12 @@ if importlib.util.find_spec("sdk") is None:  # started from the repository, not 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from apps.outputs import Outputs, note
+from sdk.camera import CameraIntrinsics
 from sdk.detector import DEFAULT_MODEL, Detector
 from sdk.errors import ConfigError, SourceError, SourceOpenError
 from sdk.results import FrameResult
 from sdk.sources import Source, open_source
+from sdk.spec import ModelSpec
 from sdk.stream import Stream
 
 _FALLBACK_INPUT = "synthetic://?fps=30"
@@ -63,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["latest", "all"],
         help="the newest frame, or every one; default: latest for cameras and streams, all for files",
     )
-    parser.add_argument("--intrinsics", metavar="FILE", help="the camera's intrinsics, for 3D models")
+    parser.add_argument(
+        "--intrinsics",
+        metavar="FILE",
+        help="the camera's intrinsics, for 3D models: KITTI calib, or YAML of OpenCV or ROS",
+    )
     parser.add_argument("--headless", action="store_true", help="open no window")
     parser.add_argument("--web", metavar="[HOST:]PORT", help="show the picture on a web page")
     parser.add_argument("--json", metavar="FILE", help="write one JSON line a frame; - is standard output")
@@ -75,14 +81,15 @@ def run(args: argparse.Namespace) -> int:
     if args.web:
         raise ConfigError("--web is not there yet; leave it out, and write a video as OUTPUT instead")
     with _open_input(args.input) as source, Detector(args.model, score_threshold=args.score) as detector:
-        if args.intrinsics:
-            raise ConfigError(f"--intrinsics is for 3D models; {detector.spec.name!r} has no 3D head")
+        detector.intrinsics = _intrinsics(args.intrinsics, detector.spec)
         detector.warm_up()
         with _sigterm_as_ctrl_c():
-            return process(args, detector, source)
+            return process(args, detector, source, intrinsics=detector.intrinsics)
 
 
-def process(args: argparse.Namespace, detector: Any, source: Source) -> int:
+def process(
+    args: argparse.Namespace, detector: Any, source: Source, *, intrinsics: CameraIntrinsics | None = None
+) -> int:
     """Run a detector over an open source, into the outputs that the arguments ask for.
 
     Ctrl-C ends a source without end as success, with its outputs; one with an end is then incomplete, so its
@@ -91,7 +98,7 @@ def process(args: argparse.Namespace, detector: Any, source: Source) -> int:
     statistics = _Statistics(source.num_frames)
     lost: SourceError | None = None
     with ExitStack() as stack:
-        outputs = Outputs(args, detector.spec, source, stack)
+        outputs = Outputs(args, detector.spec, source, stack, intrinsics=intrinsics)
         stream = stack.enter_context(Stream(detector, source, policy=args.policy))
         try:
             for result in islice(stream, args.max_frames):
@@ -150,6 +157,17 @@ class _Statistics:
             f"{self._num_frames} frames in {seconds:.1f} s ({fps:.1f} fps), {self._dropped} dropped; "
             f"median ms: {stages}"
         )
+
+
+def _intrinsics(path: str | None, spec: ModelSpec) -> CameraIntrinsics | None:
+    if "3d" not in spec.tasks:
+        if path is not None:
+            raise ConfigError(f"model {spec.name!r} does no 3D; leave --intrinsics out")
+        return None
+    if path is None:
+        note(f"model {spec.name!r} places boxes in space once it knows the camera; give --intrinsics FILE")
+        return None
+    return CameraIntrinsics.from_file(path)
 
 
 def _open_input(uri: str | None) -> Source:

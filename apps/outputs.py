@@ -16,6 +16,7 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
+from sdk.camera import CameraIntrinsics
 from sdk.drawing import draw, draw_status
 from sdk.errors import ConfigError
 from sdk.opencv import load_cv2
@@ -35,9 +36,18 @@ _STATUS_EVERY_S = 5.0
 class Outputs:
     """All that the arguments ask for; without a window, a line of status now and then."""
 
-    def __init__(self, args: argparse.Namespace, spec: ModelSpec, source: Source, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        spec: ModelSpec,
+        source: Source,
+        stack: ExitStack,
+        *,
+        intrinsics: CameraIntrinsics | None = None,
+    ) -> None:
         _check_overwriting(args)
         self._spec = spec
+        self._intrinsics = intrinsics
         self._is_single = source.num_frames == 1
         self._sink = stack.enter_context(_open_sink(args, source)) if args.output else None
         self._lines = stack.enter_context(JsonLines(args.json)) if args.json else None
@@ -55,6 +65,7 @@ class Outputs:
             result.detections,
             skeleton=self._spec.skeleton,
             keypoint_names=self._spec.keypoint_names,
+            intrinsics=self._intrinsics,
         )
         if self._sink is not None:
             # A dropped frame is made up for by showing its successor longer: the video keeps its speed.
@@ -125,7 +136,7 @@ def _open_sink(args: argparse.Namespace, source: Source) -> Sink:
 
 
 def _check_overwriting(args: argparse.Namespace) -> None:
-    names = [name for name in (args.input, args.output, args.json) if name not in (None, "-")]
+    names = [name for name in (args.input, args.output, args.json, args.intrinsics) if name not in (None, "-")]
     for first, second in combinations(names, 2):
         if _is_same_file(first, second):
             raise ConfigError(f"{first} and {second} are the same file; name another output")

@@ -11,6 +11,7 @@
             print(result.frame.index, result.detections.xyxy)
 """
 
+from .camera import CameraIntrinsics
 from .detector import Detector, bundled_models
 from .drawing import draw
 from .errors import (
@@ -39,6 +40,7 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "Boxes3D",
+    "CameraIntrinsics",
     "ConfigError",
     "Detections",
     "Detector",

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .camera import CameraIntrinsics
+from .decoding3d import locate
 from .errors import BackendError, HeadShapeError
 from .geometry import Affine
 from .opencv import load_cv2
@@ -30,6 +32,8 @@ IntArray = npt.NDArray[np.int64]
 
 # Paper, sec. 4.2: joints are detected "with a confidence > 0.1".
 JOINT_THRESHOLD = 0.1
+# How far the official code lets a joint snap, in longer sides of the object's box.
+_OFFICIAL_REACH = 0.3
 # Looking at the neighbours of each cell above the threshold beats a dense maximum filter until about
 # this many cells are left (docs/benchmarks.md).
 _MAX_SPARSE_CELLS = 40_000
@@ -92,8 +96,9 @@ def assemble(
     *,
     image_wh: tuple[int, int],
     score_threshold: float = 0.0,
+    camera: CameraIntrinsics | None = None,
 ) -> Detections:
-    """The sparse half: boxes and keypoints in image pixels.
+    """The sparse half: boxes and keypoints in image pixels, 3D boxes in metres.
 
     Args:
         candidates: from `find_peaks`, or from a graph that finds peaks itself.
@@ -101,6 +106,7 @@ def assemble(
         feature_to_image: from feature cells to image pixels; scale and shift, no rotation.
         image_wh: boxes are clipped to it.
         score_threshold: candidates of a lower score are left out; 0 keeps all.
+        camera: of the image; a 3D model needs it for `boxes3d`.
 
     Returns:
         N detections by falling score.
@@ -113,14 +119,20 @@ def assemble(
     # Without an offset head the best guess is the middle of the cell.
     centre = cells_xy + values.get("offset", np.float32(0.5))
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)  # (N, 4) feature
-    xyxy = feature_to_image.apply(boxes.reshape(-1, 2, 2)).reshape(-1, 4)
-    xyxy = np.clip(xyxy, 0.0, np.array([*image_wh, *image_wh])).astype(np.float32)
-    keypoints = None
+    unclipped = feature_to_image.apply(boxes.reshape(-1, 2, 2)).reshape(-1, 4)
+    if spec.decoding == "centernet" and "3d" in spec.tasks:
+        # The official 3D code maps width and height as if they were a point, so they gain the shift of the affine.
+        shift = feature_to_image.matrix[:, 2] / 2
+        unclipped = unclipped + np.concatenate([-shift, shift])
+    xyxy = np.clip(unclipped, 0.0, np.array([*image_wh, *image_wh])).astype(np.float32)
+    keypoints = boxes3d = None
     if "keypoint_offset" in values:
         regressed = _regressed_joints(values["keypoint_offset"], cells_xy, size, spec)
-        points, point_scores = _matched_joints(regressed, boxes, candidates)
+        points, point_scores = _matched_joints(regressed, boxes, candidates, spec)
         keypoints = Keypoints(feature_to_image.apply(points).astype(np.float32), point_scores)
-    return Detections(xyxy, scores.copy(), class_ids.copy(), spec.class_names, keypoints)
+    if camera is not None and "3d" in spec.tasks:
+        boxes3d = locate(values, unclipped, spec, camera, feature_to_image, image_wh=image_wh)
+    return Detections(xyxy, scores.copy(), class_ids.copy(), spec.class_names, keypoints, boxes3d)
 
 
 def _positive_size(raw: Float32Array, spec: ModelSpec) -> Float32Array:
@@ -140,12 +152,13 @@ def _regressed_joints(raw: Float32Array, cells_xy: Float32Array, size: Float32Ar
 
 
 def _matched_joints(
-    regressed: Float32Array, boxes: Float32Array, candidates: Candidates
+    regressed: Float32Array, boxes: Float32Array, candidates: Candidates, spec: ModelSpec
 ) -> tuple[Float32Array, Float32Array]:
     """Snap each regressed joint to the closest detected joint of its kind inside the object's box.
 
     Paper, sec. 4.2: "assign each regressed location to its closest detection keypoint considering only joint
-    detections within the bounding box of the detected object".
+    detections within the bounding box of the detected object". The official code takes the closest of all, and
+    refuses it outside the box or further away than 0.3 of the box's longer side.
 
     Returns:
         (N, K, 2) joints in feature cells and (N, K) their scores; a joint without a detection stays where it
@@ -161,7 +174,11 @@ def _matched_joints(
     left, top, right, bottom = boxes.T[:, :, None]  # (N, 1) each
     inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)  # (N, M)
     squared = (regressed[:, kinds, 0] - x) ** 2 + (regressed[:, kinds, 1] - y) ** 2
-    squared = np.where(inside, squared, np.inf)
+    if spec.decoding == "centernet":
+        reach = _OFFICIAL_REACH * np.maximum(right - left, bottom - top)
+        inside &= squared <= reach**2
+    else:
+        squared = np.where(inside, squared, np.inf)
     is_first = np.ones(len(kinds), bool)  # of its kind
     is_first[1:] = kinds[1:] != kinds[:-1]
     closest = np.minimum.reduceat(squared, np.flatnonzero(is_first), axis=1)  # (N, kinds that were found)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import Backend, open_backend
+from .camera import CameraIntrinsics
 from .decoding import assemble, find_peaks
 from .errors import InputError
 from .preprocessing import Prepared, prepare
@@ -34,10 +35,11 @@ class Detector:
         score_threshold: objects of a lower score are left out, 0 keeps the best `spec.max_detections`; None
             takes the model's own.
         threads: of the CPU for one frame; None is one a core.
+        intrinsics: of the camera that takes the frames, in their pixels; None: a 3D model gives no 3D boxes.
 
     Attributes:
         spec: of the model.
-        score_threshold: see above; may be changed at any time.
+        score_threshold, intrinsics: see above; may be changed at any time.
 
     Raises:
         InputError: no such file or bundled model, or a threshold outside 0..1.
@@ -50,6 +52,7 @@ class Detector:
         *,
         score_threshold: float | None = None,
         threads: int | None = None,
+        intrinsics: CameraIntrinsics | None = None,
     ) -> None:
         if score_threshold is not None and not 0.0 <= score_threshold <= 1.0:
             raise InputError(f"score_threshold is {score_threshold}, expected a number in 0..1")
@@ -58,6 +61,7 @@ class Detector:
         self._backend = model
         self.spec: ModelSpec = model.spec
         self.score_threshold = self.spec.score_threshold if score_threshold is None else score_threshold
+        self.intrinsics = intrinsics
 
     def __call__(self, image: npt.NDArray[Any]) -> Detections:
         """What is in one frame, in the caller's thread.
@@ -83,7 +87,9 @@ class Detector:
     def decode(self, heads: dict[str, npt.NDArray[Any]], prepared: Prepared) -> Detections:
         """The third stage: from heads to objects in pixels of the frame."""
         candidates = find_peaks(heads, self.spec, score_threshold=self.score_threshold)
-        return assemble(candidates, self.spec, prepared.feature_to_image, image_wh=prepared.image_wh)
+        return assemble(
+            candidates, self.spec, prepared.feature_to_image, image_wh=prepared.image_wh, camera=self.intrinsics
+        )
 
     def warm_up(self) -> None:
         """Run once on black, so that the first real frame is not the slow one."""

@@ -1,4 +1,4 @@
-"""Pictures of what was found: boxes, labels and skeletons.
+"""Pictures of what was found: boxes in the image and in space, labels and skeletons.
 
 ::
 
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .camera import CameraIntrinsics
 from .opencv import load_cv2
 from .preprocessing import as_bgr
-from .results import Detections, Keypoints
+from .results import Boxes3D, Detections, Keypoints
 
 Image = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -30,6 +31,11 @@ _RIGHT: Colour = (255, 170, 60)
 _MIDDLE: Colour = (235, 235, 235)
 _DARK: Colour = (25, 25, 25)
 _SUBPIXEL_BITS = 4  # OpenCV draws at sixteenths of a pixel
+# Corners of a box in space, in the order of `Boxes3D.corners_m`.
+_BOX_EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+_FRONT_CROSS = ((0, 5), (1, 4))
+_NEAREST_M = 0.1  # what is nearer to the camera is not drawn
+_FURTHEST_PX = 1e6  # from the image's corner: OpenCV's integers end somewhere
 
 
 def draw(
@@ -39,11 +45,13 @@ def draw(
     skeleton: Sequence[tuple[int, int]] = (),
     keypoint_names: Sequence[str] = (),
     min_keypoint_score: float = 0.1,
+    intrinsics: CameraIntrinsics | None = None,
 ) -> Image:
     """A copy of the image with boxes, classes, scores, keypoints and bones drawn in.
 
     Boxes are coloured by track, or by class without tracks. Keypoints and bones have one colour for the
-    left side of the body, one for the right, where the names tell the sides.
+    left side of the body, one for the right, where the names tell the sides. With intrinsics, boxes in space take
+    the place of those in the image: their edges, and a cross on the front.
 
     Args:
         image: (H, W, 3) uint8 BGR, or what `as_bgr` converts to it; it is not changed.
@@ -51,6 +59,7 @@ def draw(
         skeleton: pairs of keypoints that a bone joins.
         keypoint_names: "left_..." and "right_..." give the colours.
         min_keypoint_score: keypoints below it are left out, and the bones that end there.
+        intrinsics: of the camera that took the image.
 
     Raises:
         InputError: the image is none.
@@ -58,7 +67,11 @@ def draw(
     canvas: Image = as_bgr(image).copy()
     weakest_first = range(len(detections) - 1, -1, -1)
     for row in weakest_first:
-        _draw_box(canvas, detections, row)
+        if intrinsics is None or detections.boxes3d is None:
+            _draw_box(canvas, detections, row)
+        else:
+            _draw_box3d(canvas, detections.boxes3d[row], intrinsics, _colour(detections, row))
+        _draw_label(canvas, detections, row)
     if detections.keypoints is not None:
         for row in weakest_first:
             person = detections.keypoints[row]
@@ -80,20 +93,56 @@ def draw_status(image: Image, text: str) -> Image:
 
 
 def _draw_box(canvas: Image, detections: Detections, row: int) -> None:
-    cv2 = load_cv2()
     if not np.isfinite(detections.xyxy[row]).all():
         return
-    class_id = int(detections.class_ids[row])
-    track_id = None if detections.track_ids is None else int(detections.track_ids[row])
-    colour = _PALETTE[(class_id if track_id is None else track_id) % len(_PALETTE)]
-    x1, y1, x2, y2 = (int(value) for value in np.round(_near(canvas, detections.xyxy[row].reshape(2, 2))).flat)
-    cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, _line_width(canvas), cv2.LINE_AA)
-    label = f"{detections.class_names[class_id]} {detections.scores[row]:.2f}"
-    _draw_label(canvas, label if track_id is None else f"#{track_id} {label}", (x1, y1), colour)
+    x1, y1, x2, y2 = _whole_pixels(canvas, detections.xyxy[row])
+    width = _line_width(canvas)
+    cv2 = load_cv2()
+    cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), _colour(detections, row), width, cv2.LINE_AA)
 
 
-def _draw_label(canvas: Image, text: str, corner: tuple[int, int], colour: Colour) -> None:
-    """Text on a filled strip above the corner, or below where the image ends."""
+def _draw_box3d(canvas: Image, box: Boxes3D, camera: CameraIntrinsics, colour: Colour) -> None:
+    """One box in space, of N = 1: what of its edges and of the cross on its front lies before the camera."""
+    cv2 = load_cv2()
+    corners = box.corners_m()[0].astype(np.float64)
+    if not np.isfinite(corners).all():
+        return
+    for a, b in (*_BOX_EDGES, *_FRONT_CROSS):
+        ends = _before_camera(corners[[a, b]], camera)
+        if ends is None:
+            continue
+        # From continuous coordinates to OpenCV's, where pixel centres are whole numbers.
+        points = np.clip(camera.project(ends) - 0.5, -_FURTHEST_PX, _FURTHEST_PX) * 2**_SUBPIXEL_BITS
+        fixed = _integers(np.round(points[0])), _integers(np.round(points[1]))
+        cv2.line(canvas, *fixed, colour, _line_width(canvas), cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _before_camera(ends: npt.NDArray[Any], camera: CameraIntrinsics) -> npt.NDArray[Any] | None:
+    """The part (2, 3) of a line in space that the camera can see; None if that is nothing."""
+    distance = ends[:, 2] + camera.projection[2, 3] - _NEAREST_M
+    if (distance <= 0).all():
+        return None
+    if (distance >= 0).all():
+        return ends
+    share = distance[0] / (distance[0] - distance[1])  # where the line crosses the nearest plane
+    crossing = ends[0] + share * (ends[1] - ends[0])
+    return np.array([crossing if distance[i] < 0 else ends[i] for i in (0, 1)])
+
+
+def _colour(detections: Detections, row: int) -> Colour:
+    number = detections.class_ids if detections.track_ids is None else detections.track_ids
+    return _PALETTE[int(number[row]) % len(_PALETTE)]
+
+
+def _draw_label(canvas: Image, detections: Detections, row: int) -> None:
+    """Class and score on a filled strip above the box's corner, or below where the image ends."""
+    if not np.isfinite(detections.xyxy[row]).all():
+        return
+    text = f"{detections.class_names[int(detections.class_ids[row])]} {detections.scores[row]:.2f}"
+    if detections.track_ids is not None:
+        text = f"#{int(detections.track_ids[row])} {text}"
+    corner = _whole_pixels(canvas, detections.xyxy[row])[:2]
+    colour = _colour(detections, row)
     cv2 = load_cv2()
     scale, thickness = _font(canvas)
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
@@ -142,6 +191,10 @@ def _near(canvas: Image, points: npt.NDArray[Any]) -> npt.NDArray[Any]:
     size = np.array([canvas.shape[1], canvas.shape[0]])
     near: npt.NDArray[Any] = np.clip(np.nan_to_num(points), -size, 2 * size)
     return near
+
+
+def _whole_pixels(canvas: Image, xyxy: npt.NDArray[Any]) -> list[int]:
+    return [int(value) for value in np.round(_near(canvas, xyxy.reshape(2, 2))).flat]
 
 
 def _integers(point: npt.NDArray[Any]) -> tuple[int, int]:

@@ -80,6 +80,20 @@ def letterbox(image_wh: tuple[int, int], input_wh: tuple[int, int]) -> Letterbox
     return Letterbox((width, height), left, top, Affine(matrix, "image", "input"))
 
 
+def centred_affine(image_wh: tuple[int, int], input_wh: tuple[int, int], side_px: float) -> Affine:
+    """The official code's map from image to input: `side_px` of the image become the input's width, centre on centre.
+
+    It is used as it stands for points and for cv2.warpAffine, although OpenCV counts pixel centres as whole numbers:
+    imported models were trained on that.
+
+    >>> centred_affine((1242, 375), (1280, 384), 1242).apply(np.array([621.0, 187.5])).tolist()
+    [640.0, 192.0]
+    """
+    scale = input_wh[0] / side_px
+    left, top = (side_out / 2 - scale * side / 2 for side, side_out in zip(image_wh, input_wh, strict=True))
+    return Affine(np.array([[scale, 0.0, left], [0.0, scale, top]]), "image", "input")
+
+
 def input_to_feature(stride: int) -> Affine:
     """The map from input pixels to feature cells."""
     scale = 1.0 / stride
@@ -94,3 +108,12 @@ def xywh_to_xyxy(boxes_xywh: FloatArray) -> FloatArray:
 def xyxy_to_xywh(boxes_xyxy: FloatArray) -> FloatArray:
     """(..., 4) boxes from two corners to corner and size (COCO's form)."""
     return np.concatenate([boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]], axis=-1)
+
+
+def wrapped(angle_rad: FloatArray) -> FloatArray:
+    """The same angles in (-pi, pi].
+
+    >>> wrapped(np.array([-np.pi, 2 * np.pi])).round(4).tolist()
+    [3.1416, 0.0]
+    """
+    return np.asarray(np.pi - (np.pi - angle_rad) % (2 * np.pi))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
-from .geometry import Affine, input_to_feature, letterbox
+from .geometry import Affine, centred_affine, input_to_feature, letterbox
 from .opencv import load_cv2
 from .spec import ModelSpec
 
@@ -22,7 +22,7 @@ class Prepared:
     """A frame ready for the network.
 
     Attributes:
-        tensor: (1, h, w, 3) uint8, letterboxed, in the model's channel order.
+        tensor: (1, h, w, 3) uint8, fitted to the input, in the model's channel order.
         feature_to_image: from feature cells to pixels of the frame.
         image_wh: of the frame.
     """
@@ -33,7 +33,7 @@ class Prepared:
 
 
 def prepare(image: npt.NDArray[Any], spec: ModelSpec) -> Prepared:
-    """Letterbox one frame.
+    """Fit one frame to the network's input, as `spec.input.fit` says.
 
     Args:
         image: (H, W, 3) uint8 BGR of any size, also not contiguous; (H, W) or (H, W, 1) gray and
@@ -44,16 +44,27 @@ def prepare(image: npt.NDArray[Any], spec: ModelSpec) -> Prepared:
     """
     image = as_bgr(image)
     height, width = image.shape[:2]
-    box = letterbox((width, height), spec.input.wh)
-    resized = _resized(image, box.resized_wh)
-    right = spec.input.width - box.left - box.resized_wh[0]
-    bottom = spec.input.height - box.top - box.resized_wh[1]
-    canvas = load_cv2().copyMakeBorder(resized, box.top, bottom, box.left, right, _BLACK_BORDER)
+    if spec.input.fit == "letterbox":
+        canvas, image_to_input = _letterboxed(image, spec.input.wh)
+    else:
+        side = width if spec.input.fit == "width" else max(width, height)
+        image_to_input = centred_affine((width, height), spec.input.wh, side)
+        # The matrix itself, not `index_matrix`: see `centred_affine`. Linear, on black.
+        canvas = load_cv2().warpAffine(image, image_to_input.matrix, spec.input.wh)
     if spec.input.channel_order == "rgb":
         canvas = np.ascontiguousarray(canvas[..., ::-1])
-    tensor = np.asarray(canvas)[None]
-    feature_to_image = box.image_to_input.then(input_to_feature(spec.stride)).inverse()
-    return Prepared(tensor, feature_to_image, (width, height))
+    feature_to_image = image_to_input.then(input_to_feature(spec.stride)).inverse()
+    return Prepared(np.asarray(canvas)[None], feature_to_image, (width, height))
+
+
+def _letterboxed(image: npt.NDArray[np.uint8], input_wh: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], Affine]:
+    height, width = image.shape[:2]
+    box = letterbox((width, height), input_wh)
+    resized = _resized(image, box.resized_wh)
+    right = input_wh[0] - box.left - box.resized_wh[0]
+    bottom = input_wh[1] - box.top - box.resized_wh[1]
+    canvas = load_cv2().copyMakeBorder(resized, box.top, bottom, box.left, right, _BLACK_BORDER)
+    return canvas, box.image_to_input
 
 
 def _resized(image: npt.NDArray[np.uint8], wh: tuple[int, int]) -> npt.NDArray[np.uint8]:

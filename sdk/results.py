@@ -54,7 +54,8 @@ class Boxes3D:
     Attributes:
         center_m: (N, 3) float32, geometric centre of the box.
         size_hwl_m: (N, 3) float32, height, width, length.
-        yaw_rad: (N,) float32, rotation about the y axis; KITTI's rotation_y.
+        yaw_rad: (N,) float32, rotation about the y axis; KITTI's rotation_y: at 0 an object faces along x, at -pi/2
+            along z.
     """
 
     center_m: Float32Array
@@ -74,7 +75,10 @@ class Boxes3D:
         return Boxes3D(self.center_m[rows], self.size_hwl_m[rows], self.yaw_rad[rows])
 
     def corners_m(self) -> Float32Array:
-        """(N, 8, 3) corners in the camera frame: the four bottom ones first, then the four top ones."""
+        """(N, 8, 3) corners in the camera frame: the four bottom ones first, then the four top ones.
+
+        Corners 0, 1, 5 and 4 are the front.
+        """
         height, width, length = (self.size_hwl_m[:, i, None] / 2 for i in range(3))
         x = length * np.array([1, 1, -1, -1, 1, 1, -1, -1])  # (N, 8)
         y = height * np.array([1, 1, 1, 1, -1, -1, -1, -1])

@@ -10,6 +10,7 @@ has to remember a mean, a class name or a size::
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast, get_args
@@ -36,7 +37,7 @@ HeadName = Literal[
 # the object's own width and height. `inverse_sigmoid`: depth as 1 / sigmoid(x) - 1 (paper, sec. 4.1).
 Activation = Literal["none", "sigmoid", "exp", "box", "inverse_sigmoid"]
 OutputForm = Literal["dense", "peaks"]
-Fit = Literal["letterbox"]
+Fit = Literal["letterbox", "longest_side", "width"]
 Decoding = Literal["paper", "centernet"]
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -64,7 +65,9 @@ class InputSpec:
 
     The network sees `(pixel / 255 - mean) / std`, channel by channel in `channel_order`; that happens
     inside the exported graph. `fit` says how a frame of another shape is brought to `width` x `height`:
-    `letterbox` scales it as a whole and centres it on black.
+    `letterbox` scales it as a whole and centres it on black. The other two are the official code's: one warp
+    around the centre that brings the `longest_side`, or the `width`, of the frame to the input's width; what
+    goes beyond the input's height is cut.
     """
 
     width: int
@@ -92,6 +95,9 @@ class HeadSpec:
 class ModelSpec:
     """Everything needed to run a model and to read its outputs; immutable, JSON in and out.
 
+    `focal_px` is the focal length, in input pixels, with which the depth head sees the world: a depth of d means
+    d * f / focal_px metres under a focal length of f. None takes depths as they are.
+
     Raises:
         SpecError: on construction, when a field contradicts another.
     """
@@ -110,6 +116,7 @@ class ModelSpec:
     max_detections: int = 100
     max_joint_candidates: int = 100
     decoding: Decoding = "paper"
+    focal_px: float | None = None
     score_threshold: float = 0.3
     precision: Precision = "fp32"
     trained_on: str = ""
@@ -118,6 +125,7 @@ class ModelSpec:
         self._check_sizes()
         self._check_heads()
         self._check_tasks()
+        self._check_depth()
         self._check_keypoints()
 
     def head(self, name: HeadName) -> HeadSpec:
@@ -245,6 +253,16 @@ class ModelSpec:
             _check_choice("task", task, get_args(Task))
             if missing := [name for name in _HEADS_OF_TASK[task] if not self.has_head(name)]:
                 raise SpecError(f"task {task!r} needs the heads {missing}, which model {self.name!r} has not")
+
+    def _check_depth(self) -> None:
+        if self.focal_px is None:
+            return
+        if not 0.0 < self.focal_px < math.inf:
+            raise SpecError(f"focal_px must be a positive number of pixels, got {self.focal_px}")
+        if not self.has_head("depth"):
+            raise SpecError(f"focal_px is {self.focal_px}, but model {self.name!r} has no 'depth' head")
+        if self.decoding == "centernet":
+            raise SpecError("focal_px is for decoding 'paper'; the official models take depths as they are")
 
     def _check_keypoints(self) -> None:
         count = len(self.keypoint_names)

@@ -110,7 +110,7 @@ def test_without_camera_and_display_it_says_what_it_does_instead(model_path, cap
     ("arguments", "message"),
     [
         (["--web", "8080"], "--web is not there yet"),
-        (["--intrinsics", "calib.txt"], "--intrinsics is for 3D models; 'fake-pose' has no 3D head"),
+        (["--intrinsics", "calib.txt"], "model 'fake-pose' does no 3D; leave --intrinsics out"),
         (["out.xyz"], "out.xyz has the suffix '.xyz'"),
         (["out.jpg"], "out.jpg is one image, for 3 pictures"),
         (["missing/out.mp4"], "missing/out.mp4 cannot be written: No such file or directory"),
@@ -126,6 +126,36 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_file(
     (line,) = capfd.readouterr().err.splitlines()
     assert message in line
     assert os.listdir(tmp_path) == []
+
+
+def test_a_3d_model_places_boxes_once_it_knows_the_camera(tmp_path, model_3d_path, capfd):
+    (tmp_path / "calib.txt").write_text("P2: 64 0 32 0 0 64 24 0 0 0 1 0\n")
+    with_camera, without = tmp_path / "with.jsonl", tmp_path / "without.jsonl"
+    intrinsics = ["--intrinsics", tmp_path / "calib.txt"]
+    assert _run(f"{SCENE}&frames=2", "--json", without, model=model_3d_path) == 0
+    assert "once it knows the camera; give --intrinsics FILE" in capfd.readouterr().err
+    arguments = [f"{SCENE}&frames=1", tmp_path / "with.png", "--json", with_camera, *intrinsics]
+    assert _run(*arguments, model=model_3d_path) == 0
+    (flat,) = _json_lines(without)[0]["detections"]
+    (car,) = _json_lines(with_camera)[0]["detections"]
+    assert flat["box3d"] is None and flat["xyxy"] == car["xyxy"]
+    assert set(car["box3d"]) == {"center_m", "size_hwl_m", "yaw_rad"}
+    np.testing.assert_allclose(car["box3d"]["center_m"], [0, 0, 10], atol=0.01)
+    np.testing.assert_allclose(car["box3d"]["yaw_rad"], -np.pi / 2, atol=1e-3)
+    picture, frame = read_image(tmp_path / "with.png"), open_source(f"{SCENE}&frames=1")
+    drawn = (picture != next(iter(frame)).image).any(axis=2)
+    # The wireframe, 10 px wide at a distance of 10 m less half the length, stands where the 2D box (24 px) does not.
+    assert drawn[20:29, 26:39].any() and not drawn[24:28, 18:24].any()
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "cannot be read: No such file"), ("K: 3", "no camera matrix")])
+def test_intrinsics_that_cannot_be_read_are_one_line(text, message, tmp_path, model_3d_path, capfd):
+    path = tmp_path / "calib.txt"
+    if text is not None:
+        path.write_text(text)
+    assert _run(f"{SCENE}&frames=3", "--intrinsics", path, model=model_3d_path) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line and "calib.txt" in line
 
 
 def test_a_model_that_does_not_exist_is_one_line(capfd):

@@ -382,6 +382,50 @@ def test_a_joint_snaps_to_the_closest_detection_in_the_box(
     assert keypoints.scores[0, 0] == pytest.approx(expected_score, abs=1e-6)
 
 
+def official_joints(heads: Heads, spec: ModelSpec, box: Array, cell_yx: tuple[int, int]) -> tuple[Array, Array]:
+    """The official code in loops, for one object in the feature frame; scores 0 where it falls back."""
+    y, x = cell_yx
+    points, scores = np.zeros((spec.num_keypoints, 2)), np.zeros(spec.num_keypoints)
+    for kind in range(spec.num_keypoints):
+        regressed = np.array([x, y]) + heads["keypoint_offset"][0, 2 * kind : 2 * kind + 2, y, x]
+        distances, joints, joint_scores = [], [], []
+        # All of the top K; those without a score to speak of are moved out of the way.
+        for score, _, joint_y, joint_x in literal_peaks(heads["keypoint_heatmap"][0, kind : kind + 1], 100, 0.0):
+            joint = np.array([joint_x, joint_y]) + heads["keypoint_heatmap_offset"][0, :, joint_y, joint_x]
+            joints.append(joint if score > 0.1 else np.array([-10000.0, -10000.0]))
+            joint_scores.append(score if score > 0.1 else -1.0)
+            distances.append(float(np.sqrt(((joints[-1] - regressed) ** 2).sum())))
+        nearest = int(np.argmin(distances))
+        joint, score = joints[nearest], joint_scores[nearest]
+        outside = joint[0] < box[0] or joint[0] > box[2] or joint[1] < box[1] or joint[1] > box[3]
+        longer = max(box[3] - box[1], box[2] - box[0])
+        refused = outside or score < 0.1 or distances[nearest] > 0.3 * longer
+        points[kind], scores[kind] = (regressed, 0.0) if refused else (joint, score)
+    return points, scores
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_joints_of_an_official_model_are_matched_as_in_the_official_code(seed: int) -> None:
+    spec = pose_spec(num_keypoints=4, max_detections=20, decoding="centernet")
+    heads = random_pose_heads(spec, seed)
+    candidates = find_peaks(heads, spec)
+    detections = assemble(candidates, spec, Affine(np.eye(2, 3), "feature", "image"), image_wh=(16, 16))
+    as_in_the_paper = assemble(
+        candidates, replace(spec, decoding="paper"), Affine(np.eye(2, 3), "feature", "image"), image_wh=(16, 16)
+    )
+    assert detections.keypoints is not None and as_in_the_paper.keypoints is not None
+    for row, (y, x) in enumerate(candidates.cells_yx):
+        centre = np.array([x, y]) + heads["offset"][0, :, y, x]
+        size = heads["size"][0, :, y, x]
+        box = np.concatenate([centre - size / 2, centre + size / 2])
+        points, scores = official_joints(heads, spec, box, (int(y), int(x)))
+        np.testing.assert_allclose(detections.keypoints.xy[row], points, atol=1e-4)
+        np.testing.assert_allclose(detections.keypoints.scores[row], scores, atol=1e-5)
+    snapped = detections.keypoints.scores > 0
+    assert snapped.any() and not snapped.all()
+    assert (detections.keypoints.xy != as_in_the_paper.keypoints.xy).any(), "the two differ, or nothing is tested"
+
+
 def test_a_model_without_joint_heatmaps_gives_the_regressed_joints() -> None:
     spec = pose_spec(joints=False)
     heads = heads_with_peaks(spec, [Peak(0, (8, 8), 0.9)])

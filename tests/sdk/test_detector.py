@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdk.camera import CameraIntrinsics
 from sdk.detector import Detector, bundled_models
 from sdk.errors import BackendError, HeadShapeError, InputError
 from tests.helpers import FakeBackend, Heads, Peak, empty_heads, heads_with_peaks, logit, pose_spec, tiny_spec
+from tests.sdk.test_decoding3d import spec_3d
 
 SPEC = tiny_spec()
 
@@ -43,6 +45,32 @@ def test_keypoints_are_in_pixels_of_the_callers_image() -> None:
     assert detections.keypoints is not None
     np.testing.assert_allclose(detections.keypoints.xy[0], [[640, 320], [800, 160], [640, 320]], atol=1e-3)
     np.testing.assert_allclose(detections.keypoints.scores[0], [0, 0.7, 0], atol=1e-6)
+
+
+def test_boxes_in_space_once_the_camera_is_known() -> None:
+    spec = spec_3d(focal_px=320.0)
+    heads = heads_with_peaks(spec, [Peak(0, (24, 80), 0.9, (0.0, 0.0), (16, 8))])
+    heads["depth"][:] = logit(1 / 11)  # 10 m
+    heads["dimensions"][:] = np.array([1.5, 1.6, 3.9])[:, None, None]
+    heads["rotation"][0, [1, 3]] = 1.0  # the first bin, and 0 in it: alpha is -90 degrees, straight away
+    detector = Detector(FakeBackend(spec, heads))
+    image = np.zeros((384, 1280, 3), np.uint8)
+    assert detector.intrinsics is None and detector(image).boxes3d is None
+    # Twice the model's focal length in a frame of twice its size is the same view.
+    detector.intrinsics = CameraIntrinsics(np.array([[640, 0, 640], [0, 640, 192], [0, 0, 1]]))
+    boxes = detector(image).boxes3d
+    assert boxes is not None
+    np.testing.assert_allclose(boxes.center_m, [[0, 0, 10]], atol=1e-3)
+    np.testing.assert_allclose(boxes.size_hwl_m, [[1.5, 1.6, 3.9]])
+    np.testing.assert_allclose(boxes.yaw_rad, [-np.pi / 2], atol=1e-4)
+    given = Detector(FakeBackend(spec, heads), intrinsics=detector.intrinsics)(image)
+    assert given.to_json() == detector(image).to_json() and '"box3d": {"center_m"' in given.to_json()
+
+
+def test_intrinsics_do_no_harm_to_a_model_without_3d() -> None:
+    camera = CameraIntrinsics(np.array([[640, 0, 640], [0, 640, 192], [0, 0, 1]]))
+    detections = _detector([Peak(1, (8, 8), 0.9)], intrinsics=camera)(np.zeros((64, 64, 3), np.uint8))
+    assert len(detections) == 1 and detections.boxes3d is None
 
 
 def test_the_network_sees_the_letterboxed_frame() -> None:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from sdk.camera import CameraIntrinsics
 from sdk.drawing import draw, draw_status
 from sdk.errors import InputError
-from sdk.results import Detections, Keypoints
+from sdk.results import Boxes3D, Detections, Keypoints
 from sdk.spec import COCO_KEYPOINT_NAMES, COCO_SKELETON
 
 GRAY = np.full((480, 640, 3), 128, np.uint8)
@@ -102,6 +103,45 @@ def test_lines_grow_with_the_image():
         return int((picture[int(height * 0.7), : int(height * 0.5)] != 0).any(axis=1).sum())
 
     assert width(200) < width(1080) < width(3000)
+
+
+CAMERA = CameraIntrinsics(np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]))
+
+
+def _car(center, *, yaw=0.0, size_hwl=(2.0, 2.0, 4.0)):
+    """A car whose 2D box, which would show, covers the whole picture."""
+    detections = _people([[0, 0, 640, 480]])
+    detections.boxes3d = Boxes3D(*(np.array([value], np.float32) for value in (center, size_hwl, yaw)))
+    return detections
+
+
+def test_a_box_in_space_is_drawn_along_its_edges_with_a_cross_on_its_front():
+    # It stands a metre lower than the camera and faces it (yaw 90 degrees): its front is 8 m away, so 125 px wide.
+    changed = _changed(draw(GRAY, _car((0, 1, 10), yaw=np.pi / 2), intrinsics=CAMERA))
+    for x, y in ((258, 302), (382, 302), (320, 365), (278, 282), (362, 282), (320, 323)):  # of the front, of the back
+        assert changed[y - 2 : y + 3, x - 2 : x + 3].any()
+    assert not changed[375:].any() and not changed[:, 400:].any(), "the box in the image is not drawn"
+    away = _changed(draw(GRAY, _car((0, 1, 10), yaw=-np.pi / 2), intrinsics=CAMERA))
+    for picture, y, empty_y in ((changed, 302, 282), (away, 282, 302)):
+        assert picture[y - 2 : y + 3, 318:323].any() and not picture[empty_y - 2 : empty_y + 3, 318:323].any()
+
+
+def test_without_intrinsics_a_box_in_space_is_not_drawn():
+    np.testing.assert_array_equal(draw(GRAY, _car((0, 1, 10))), draw(GRAY, _people([[0, 0, 640, 480]])))
+
+
+def test_a_box_in_space_that_reaches_behind_the_camera_is_cut_there():
+    # Beside the camera, along the view: its edges leave the picture at the left, and nothing appears at the right.
+    changed = _changed(draw(GRAY, _car((-3, 0, 2), yaw=-np.pi / 2, size_hwl=(2, 2, 12)), intrinsics=CAMERA))
+    assert changed[:, :200].sum() > 500 and not changed[30:, 400:].any()
+    label = _changed(draw(GRAY, _car((0, 0, -10)), intrinsics=CAMERA))
+    assert not label[30:].any(), "behind the camera there is nothing to see"
+
+
+def test_absurd_boxes_in_space_do_no_harm():
+    for center in ((np.nan, 0, 5), (1e30, 0, 1), (0, 0, 0), (-1e9, 1e9, 1e-9)):
+        for size in ((1e3, 1e3, 1e3), (0, 0, 0), (np.inf, 1, 1)):
+            draw(GRAY, _car(center, size_hwl=size), intrinsics=CAMERA)
 
 
 def test_what_lies_outside_or_is_not_a_number_does_no_harm():

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdk.geometry
-from sdk.geometry import Affine, input_to_feature, letterbox, xywh_to_xyxy, xyxy_to_xywh
+from sdk.geometry import (
+    Affine,
+    centred_affine,
+    input_to_feature,
+    letterbox,
+    wrapped,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
 
 numbers = st.floats(-1000, 1000)
 scales = st.floats(0.1, 10)
@@ -65,6 +73,23 @@ def test_letterbox_is_exact(image_w: int, image_h: int, input_w: int, input_h: i
     # The aspect ratio is kept to half a pixel (or the one pixel that is always left).
     scale = min(input_w / image_w, input_h / image_h)
     assert abs(width - max(1, image_w * scale)) <= 0.5 and abs(height - max(1, image_h * scale)) <= 0.5
+
+
+@given(image_w=sides, image_h=sides, input_w=sides, input_h=sides, side=sides, point=st.tuples(numbers, numbers))
+def test_centred_affine_keeps_the_centre_and_one_scale(
+    image_w: int, image_h: int, input_w: int, input_h: int, side: int, point: tuple[float, float]
+) -> None:
+    affine = centred_affine((image_w, image_h), (input_w, input_h), side)
+    from_centre = affine.apply(np.array(point)) - np.array([input_w, input_h]) / 2
+    expected = (np.array(point) - np.array([image_w, image_h]) / 2) * input_w / side
+    np.testing.assert_allclose(from_centre, expected, rtol=1e-9, atol=1e-6)
+
+
+@given(angle=st.floats(-100, 100))
+def test_a_wrapped_angle_is_the_same_angle(angle: float) -> None:
+    result = float(wrapped(np.array(angle)))
+    assert -np.pi < result <= np.pi
+    np.testing.assert_allclose([np.cos(result), np.sin(result)], [np.cos(angle), np.sin(angle)], atol=1e-9)
 
 
 def test_input_to_feature_divides_by_the_stride() -> None:

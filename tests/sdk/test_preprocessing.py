@@ -45,6 +45,39 @@ def test_channel_order_of_the_model() -> None:
     np.testing.assert_array_equal(prepare(image, rgb).tensor[0], image[..., ::-1])
 
 
+@pytest.mark.parametrize(
+    ("fit", "image_wh", "input_wh"),
+    [
+        ("longest_side", (80, 40), (64, 64)),
+        ("longest_side", (40, 90), (64, 32)),
+        ("width", (1242, 375), (1280, 384)),
+        ("width", (40, 90), (64, 64)),
+    ],
+)
+def test_official_models_see_the_official_warp(fit: str, image_wh: tuple[int, int], input_wh: tuple[int, int]) -> None:
+    image = _image(image_wh[1], image_wh[0], 3)
+    prepared = prepare(image, tiny_spec(input=InputSpec(*input_wh, fit=fit)))  # type: ignore[arg-type]
+    # Three points of the image and where they go: the centre, half a side above it, and the same to the left.
+    side = max(image_wh) if fit == "longest_side" else image_wh[0]
+    steps = np.array([[0, 0], [0, -0.5], [-0.5, 0]])
+    source = np.array(image_wh) / 2 + steps * side
+    target = np.array(input_wh) / 2 + steps * input_wh[0]
+    matrix = cv2.getAffineTransform(source.astype(np.float32), target.astype(np.float32))
+    expected = cv2.warpAffine(image, matrix, input_wh, flags=cv2.INTER_LINEAR)
+    difference = np.abs(prepared.tensor[0].astype(int) - expected)
+    assert difference.max() <= 8 and (difference > 0).mean() < 0.01  # the matrix above is no better than float32
+    np.testing.assert_allclose(prepared.feature_to_image.apply(target / 4), source, atol=1e-4)
+    assert prepared.image_wh == image_wh
+
+
+def test_an_official_fit_cuts_what_does_not_fit() -> None:
+    image = np.full((90, 40, 3), 200, np.uint8)
+    wide = prepare(image, tiny_spec(input=InputSpec(64, 64, fit="width")))
+    assert (wide.tensor == 200).mean() > 0.95
+    top, bottom = wide.feature_to_image.apply(np.array([[0.0, 0.0], [16.0, 16.0]]))
+    np.testing.assert_allclose([top, bottom], [[0, 25], [40, 65]])
+
+
 @given(height=st.integers(1, 200), width=st.integers(1, 200))
 def test_a_mark_lands_where_the_affine_says(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)

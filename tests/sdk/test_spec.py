@@ -35,6 +35,15 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         heads.append(HeadSpec("offset", 2, "none"))
     if keypoints:
         heads.append(HeadSpec("keypoint_offset", 2 * len(keypoints), draw(st.sampled_from(["none", "box"]))))
+    decoding = draw(st.sampled_from(["paper", "centernet"]))
+    focal_px = None
+    if draw(st.booleans()):
+        heads += [
+            HeadSpec("depth", 1, "inverse_sigmoid"),
+            HeadSpec("rotation", 8, "none"),
+            HeadSpec("dimensions", 3, draw(st.sampled_from(["none", "exp"]))),
+        ]
+        focal_px = draw(st.none() | st.floats(1, 5000)) if decoding == "paper" else None
     index = st.integers(0, max(0, len(keypoints) - 1))
     pairs = st.lists(st.tuples(index, index), max_size=3).map(tuple) if keypoints else st.just(())
     number = st.floats(allow_nan=False, allow_infinity=False)
@@ -48,6 +57,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
             draw(st.tuples(number, number, number)),
             draw(st.tuples(positive, positive, positive)),
             draw(st.sampled_from(["bgr", "rgb"])),
+            draw(st.sampled_from(["letterbox", "longest_side", "width"])),
         ),
         stride=stride,
         heads=tuple(heads),
@@ -58,7 +68,8 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         skeleton=draw(pairs),
         oks_sigmas=tuple(draw(positive) for _ in keypoints),
         max_detections=draw(st.integers(1, 500)),
-        decoding=draw(st.sampled_from(["paper", "centernet"])),
+        decoding=decoding,
+        focal_px=focal_px,
         score_threshold=draw(st.floats(0, 1)),
         precision=draw(st.sampled_from(["fp32", "fp16", "int8"])),
         trained_on=draw(st.text()),
@@ -75,6 +86,13 @@ def test_json_is_plain_and_versioned() -> None:
     assert data["spec_version"] == 1
     assert data["class_names"] == ["cat", "dog"]
     assert data["input"]["width"] == 64
+
+
+def test_a_spec_from_before_there_were_focal_lengths_still_loads() -> None:
+    data = json.loads(tiny_spec().to_json())
+    del data["focal_px"]
+    spec = ModelSpec.from_dict(data)
+    assert spec == tiny_spec() and spec.focal_px is None
 
 
 def test_sizes_and_heads_are_found_by_name() -> None:
@@ -127,6 +145,7 @@ def test_what_cannot_be_read_says_why(text: str, error: type[SdkError], message:
 
 
 _HEADS = tiny_spec().heads
+_HEADS_3D = (*_HEADS, HeadSpec("depth", 1, "inverse_sigmoid"))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +170,16 @@ _HEADS = tiny_spec().heads
         ({"heads": (*_HEADS, HeadSpec("hm", 1, "none"))}, "head is 'hm', expected one of heatmap"),  # type: ignore[arg-type]
         ({"heads": (_HEADS[0], replace(_HEADS[2], activation="sigmoid"))}, "activation of size is 'sigmoid'"),
         ({"heads": (*_HEADS, HeadSpec("keypoint_offset", 34, "none"))}, "0 keypoints ask for 0"),
+        (
+            {"input": InputSpec(64, 64, fit="stretch")},
+            "fit is 'stretch', expected one of letterbox, longest_side, width",
+        ),
+        ({"focal_px": 700.0}, "focal_px is 700.0, but model 'tiny' has no 'depth' head"),
+        ({"focal_px": 0.0, "heads": _HEADS_3D}, "focal_px must be a positive number of pixels, got 0.0"),
+        ({"focal_px": float("nan"), "heads": _HEADS_3D}, "focal_px must be a positive"),
+        ({"focal_px": float("inf"), "heads": _HEADS_3D}, "focal_px must be a positive"),
+        ({"focal_px": 700.0, "heads": _HEADS_3D, "decoding": "centernet"}, "focal_px is for decoding 'paper'"),
+        ({"tasks": ("3d",)}, "task '3d' needs the heads .*'depth', 'rotation', 'dimensions'"),
         ({"skeleton": ((0, 1),)}, r"bone \(0, 1\) names a keypoint"),
     ],
 )
