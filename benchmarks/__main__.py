@@ -1,13 +1,13 @@
 """Run the benchmarks: all of them, or those named.
 
-python -m benchmarks [imports decoding overhead speed memory accuracy]
+python -m benchmarks [imports decoding overhead speed memory accuracy loading kitti deformable]
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import accuracy, decoding, imports, memory, overhead, speed
+from . import accuracy, decoding, deformable, imports, kitti, loading, memory, overhead, speed
 
 BENCHMARKS = {
     "imports": imports.run,
@@ -16,6 +16,9 @@ BENCHMARKS = {
     "speed": speed.run,
     "memory": memory.run,
     "accuracy": accuracy.run,
+    "loading": loading.run,
+    "kitti": kitti.run,
+    "deformable": deformable.run,
 }
 
 
