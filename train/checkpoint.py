@@ -1,27 +1,27 @@
-"""Checkpoints: weights with the spec that explains them, written atomically.
+"""Checkpoints: weights with the spec that explains them, written atomically; and those of the official CenterNet.
 
 ::
 
     model, spec = load_checkpoint("runs/person-pose/best.pth")
+    model, spec = load_checkpoint("ctdet_coco_dla_2x.pth")
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sdk.errors import ConfigError, InputError, SpecError
-from sdk.spec import ModelSpec
+from sdk.errors import ConfigError, SpecError
+from sdk.spec import InputSpec, ModelSpec
 
 from .config import TrainConfig, config_from_dict, config_to_dict
-from .models import build_model
+from .models import CenterNet, build_model
+from .models import load_imagenet_backbone as load_imagenet_backbone
+from .official import import_official, official_input, official_state, own_names, task_named
+from .torch_files import read_torch_file, write_torch_file
 
 FORMAT = 1
 State = dict[str, Tensor]
@@ -45,9 +45,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write under a temporary name and rename, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a checkpoint whole or not at all.
+
+    Raises:
+        InputError: it cannot be written, on a full disk say; the file that was there before stays.
+    """
     content = {
         "format": FORMAT,
         "spec": checkpoint.spec.to_json(),
@@ -55,11 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "weights": checkpoint.weights,
         "training": checkpoint.training,
     }
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a write that failed, on a full disk say
+    write_torch_file(path, content)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -69,19 +67,71 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         InputError: missing, not a checkpoint, or one that would execute code.
         SpecError: it has no spec.
     """
-    path = Path(path)
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as err:
-        raise InputError(f"there is no checkpoint {path}") from err
-    except pickle.UnpicklingError as err:
-        raise InputError(
-            f"{path} is damaged, or holds Python objects other than tensors, which could execute code; it is not loaded"
-        ) from err
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as err:
-        raise InputError(f"{path} is not a PyTorch checkpoint, or it is truncated") from err
-    if not isinstance(data, dict) or "spec" not in data:
+    data = read_torch_file(path)
+    if not _is_ours(data):
         raise SpecError(f"{path} has no ModelSpec; expected a checkpoint that `centeredge train` wrote")
+    return _checkpoint(data, path)
+
+
+def load_checkpoint(
+    path: str | Path, architecture: str | None = None, task: str | None = None
+) -> tuple[CenterNet, ModelSpec]:
+    """A trained model, in evaluation mode, and its spec.
+
+    Args:
+        path: a checkpoint of ours, or an official CenterNet .pth.
+        architecture: needed only where an official file does not say which one it is; otherwise only checked.
+        task: likewise; our name or the official one.
+
+    Raises:
+        ConfigError: the file holds another architecture or task than asked for, or does not say which.
+        InputError: as `read_checkpoint`.
+        SpecError: tensors are missing or have another shape, or this is no checkpoint of a CenterNet.
+    """
+    data = read_torch_file(path)
+    if _is_ours(data):
+        return _load_ours(_checkpoint(data, path), path, architecture, task)
+    state = official_state(data)
+    if state is None:
+        raise SpecError(
+            f"{path} has no ModelSpec and no state dict; expected a checkpoint that `centeredge train` wrote, or an "
+            "official CenterNet checkpoint"
+        )
+    return import_official(state, path, architecture, task)
+
+
+def init_from(model: CenterNet, path: str | Path) -> list[str]:
+    """Start from another checkpoint's weights, ours or official, where name and shape agree.
+
+    Returns:
+        Names of the tensors of `model` that kept their fresh values.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    data = read_torch_file(path)
+    official = None if _is_ours(data) else official_state(data)
+    weights = read_checkpoint(path).weights if official is None else own_names(model, official)
+    own = model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    if not any(own[name].is_floating_point() for name in fitting):
+        raise ConfigError(f"no tensor of {path} fits this network; it was trained with another architecture")
+    model.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
+
+
+def normalisation_of(path: str | Path) -> InputSpec:
+    """The input, with the mean and std, that a checkpoint's weights were learnt with; ours or official."""
+    data = read_torch_file(path)
+    official = None if _is_ours(data) else official_state(data)
+    return read_checkpoint(path).spec.input if official is None else official_input(official, path)
+
+
+def _is_ours(data: Any) -> bool:
+    return isinstance(data, dict) and "spec" in data
+
+
+def _checkpoint(data: dict[str, Any], path: str | Path) -> Checkpoint:
     if data.get("format") != FORMAT:
         raise SpecError(f"{path} has checkpoint format {data.get('format')!r}, this version reads {FORMAT}")
     if missing := [key for key in ("config", "weights", "training") if key not in data]:
@@ -91,27 +141,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def load_checkpoint(
-    path: str | Path, architecture: str | None = None, task: str | None = None
-) -> tuple[nn.Module, ModelSpec]:
-    """A trained model, in evaluation mode, and its spec.
-
-    Args:
-        path: a checkpoint of ours.
-        architecture: only checked here: the file says which one it is.
-        task: likewise.
-
-    Raises:
-        ConfigError: the file holds another architecture or task than asked for.
-        InputError, SpecError: as `read_checkpoint`.
-    """
-    checkpoint = read_checkpoint(path)
-    config = checkpoint.config
+def _load_ours(
+    checkpoint: Checkpoint, path: str | Path, architecture: str | None, task: str | None
+) -> tuple[CenterNet, ModelSpec]:
+    config, spec = checkpoint.config, checkpoint.spec
     if architecture is not None and architecture != config.architecture:
         raise ConfigError(f"{path} holds a {config.architecture!r}, not a {architecture!r}; leave the option out")
-    if task is not None and task not in checkpoint.spec.tasks:
-        raise ConfigError(f"{path} does {', '.join(checkpoint.spec.tasks)}, not {task}; leave the option out")
-    model = build_model(config.architecture, checkpoint.spec.heads)
+    if task is not None and task_named(task) not in spec.tasks:
+        raise ConfigError(f"{path} does {', '.join(spec.tasks)}, not {task_named(task)}; leave the option out")
+    model = build_model(config.architecture, spec.heads)
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as err:  # of hundreds of lines, one a tensor
@@ -119,22 +157,4 @@ def load_checkpoint(
             f"the weights in {path} do not fit the {config.architecture} that its config names; the file is damaged, "
             "or the architecture has changed since"
         ) from err
-    return model.eval(), checkpoint.spec
-
-
-def init_from(model: nn.Module, path: str | Path) -> list[str]:
-    """Start from another checkpoint's weights where name and shape agree.
-
-    Returns:
-        Names of the tensors of `model` that kept their fresh values.
-
-    Raises:
-        ConfigError: nothing fits.
-    """
-    weights = read_checkpoint(path).weights
-    own = model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    if not fitting:
-        raise ConfigError(f"no tensor of {path} fits this network; it was trained with another architecture")
-    model.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting]
+    return model.eval(), spec

@@ -12,6 +12,7 @@ from sdk.spec import ModelSpec
 from train.checkpoint import Checkpoint, save_checkpoint
 from train.config import TrainConfig, preset
 from train.models import build_model
+from train.samples import COCO_KEYPOINTS
 from train.specs import spec_from_config
 
 
@@ -22,7 +23,7 @@ def pose_config(architecture: str = "edge_n", size: tuple[int, int] = (64, 64)) 
 def lively_model(architecture: str = "edge_n", *, seed: int = 0) -> tuple[nn.Module, ModelSpec]:
     """A network whose batch norms and outputs are far from their fresh values, and its spec of 64x64 pixels."""
     config = pose_config(architecture)
-    spec = spec_from_config(config, ("person",), trained_on="nothing")
+    spec = spec_from_config(config, ("person",), COCO_KEYPOINTS, trained_on="nothing")
     torch.manual_seed(seed)
     model = build_model(architecture, spec.heads).eval()
     for name, layer in model.named_modules():

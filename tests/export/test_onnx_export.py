@@ -114,7 +114,7 @@ def test_the_exporter_is_silent(
 
 @pytest.mark.slow
 def test_resnet_18_too(tmp_path: Path) -> None:
-    differences = export_onnx(*lively_model("res_18"), tmp_path / "model.onnx")
+    differences = export_onnx(*lively_model("res_18_up"), tmp_path / "model.onnx")
     assert all(head.max < 1e-4 for head in differences)
 
 

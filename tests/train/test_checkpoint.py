@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,17 @@ from sdk.errors import ConfigError, InputError, SdkError, SpecError
 from train.checkpoint import Checkpoint, init_from, load_checkpoint, read_checkpoint, save_checkpoint
 from train.config import TrainConfig, preset
 from train.models import build_model
+from train.samples import COCO_KEYPOINTS
 from train.specs import spec_from_config
 
 CONFIG = replace(preset("synthetic-pose"), size=(64, 64))
-SPEC = spec_from_config(CONFIG, ("person",), trained_on="drawn scenes")
+SPEC = spec_from_config(CONFIG, ("person",), COCO_KEYPOINTS, trained_on="drawn scenes")
 EMPTY = {"format": 1, "spec": SPEC.to_json(), "config": {}, "weights": {}, "training": None}
 
 
 def _checkpoint(*, config: TrainConfig = CONFIG, training: dict[str, Any] | None = None) -> Checkpoint:
     torch.manual_seed(3)
-    spec = spec_from_config(config, ("person",), trained_on="drawn scenes")
+    spec = spec_from_config(config, ("person",), COCO_KEYPOINTS, trained_on="drawn scenes")
     return Checkpoint(spec, config, build_model(config.architecture, spec.heads).state_dict(), training)
 
 
@@ -55,9 +57,10 @@ def test_a_model_answers_as_before(tmp_path: Path) -> None:
 
 def test_architecture_and_task_are_checked(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "best.pth", _checkpoint())
-    load_checkpoint(tmp_path / "best.pth", architecture="edge_n", task="pose")
-    with pytest.raises(ConfigError, match=r"best.pth holds a 'edge_n', not a 'res_18'; leave the option out"):
-        load_checkpoint(tmp_path / "best.pth", architecture="res_18")
+    for task in ("pose", "multi_pose", "detection", "ctdet"):
+        load_checkpoint(tmp_path / "best.pth", architecture="edge_n", task=task)
+    with pytest.raises(ConfigError, match=r"best.pth holds a 'edge_n', not a 'res_18_up'; leave the option out"):
+        load_checkpoint(tmp_path / "best.pth", architecture="res_18_up")
     with pytest.raises(ConfigError, match=r"best.pth does detection, pose, not 3d"):
         load_checkpoint(tmp_path / "best.pth", task="3d")
 
@@ -70,6 +73,27 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
         save_checkpoint(path, _checkpoint(training={"step": lambda: None}))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth"
+    save_checkpoint(path, _checkpoint())
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # no file may grow beyond: writes fail
+    try:
+        with pytest.raises(InputError, match=r"last.pth cannot be written \(.+\); is the disk full\?"):
+            save_checkpoint(path, _checkpoint())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match=r"last.pth cannot be written"):
+        save_checkpoint(tmp_path / "runs" / "last.pth", _checkpoint())
 
 
 class _Malicious:
@@ -87,6 +111,16 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"spec": SPEC.to_json(), "weights": _Malicious(marker)}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil.pth .*Python objects other than tensors, which could execute code"):
         read_checkpoint(tmp_path / "evil.pth")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_an_official_looking_file_with_code_is_refused_too(tmp_path: Path, old: bool) -> None:
+    marker = tmp_path / "executed"
+    content = {"epoch": 1, "state_dict": {"module.conv1.weight": torch.zeros(3)}, "opt": _Malicious(marker)}
+    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=not old)
+    with pytest.raises(InputError, match=r"evil.pth .*Python objects other than tensors, which could execute code"):
+        load_checkpoint(tmp_path / "evil.pth")
     assert not marker.exists()
 
 

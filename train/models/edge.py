@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sdk.spec import HeadSpec
 
-from .layers import BasicBlock, SharedTrunkHeads, conv_bn_relu, init_weights, upsample_nearest
+from .layers import BasicBlock, CenterNet, SharedTrunkHeads, conv_bn_relu, init_weights, upsample_nearest
 
 
-class EdgeNet(nn.Module):
+class EdgeNet(CenterNet):
     """A light CenterNet of output stride 4.
 
     Args:
@@ -27,8 +27,6 @@ class EdgeNet(nn.Module):
         stem_channels: of the first convolution, at stride 2.
         trunk_channels: of the one trunk that all heads share.
     """
-
-    stride = 4
 
     def __init__(
         self,

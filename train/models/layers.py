@@ -1,10 +1,11 @@
-"""Layers shared by the networks: convolution with batch norm, residual blocks, heads."""
+"""What the networks share: their common face, convolution with batch norm, residual blocks, upsampling, heads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sdk.spec import HeadSpec
@@ -14,10 +15,30 @@ from sdk.spec import HeadSpec
 PRIOR_SCORE = 0.1
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution that folds with its batch norm into one at export."""
+class CenterNet(nn.Module):
+    """What every network is: images in, raw heads out.
+
+    Attributes:
+        stride: input pixels a feature cell, R of the paper (sec. 3).
+        input_multiple: both sides of the input are multiples of it, so that the coarsest map comes out whole.
+    """
+
+    stride = 4
+    input_multiple = 32
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Raw outputs of all heads for (B, 3, h, w) normalised images; maps are (B, C, h/4, w/4)."""
+        raise NotImplementedError
+
+    def forward_stacks(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """The same of each stack, the last one last: what a loss is taken on. Most networks have one stack."""
+        return [self.forward(x)]
+
+
+def conv_bn_relu(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution that folds with its batch norm into one at export."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -26,6 +47,8 @@ def conv_bn_relu(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet, arXiv:1512.03385, fig. 2)."""
 
+    expansion = 1
+
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
@@ -33,17 +56,44 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+        self.downsample = _shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         result: Tensor = self.relu(self.bn2(self.conv2(out)) + shortcut)
         return result
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet, fig. 5); the stride is the 3x3's, as torchvision has it."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        width = out_channels // self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        result: Tensor = self.relu(self.bn3(self.conv3(out)) + shortcut)
+        return result
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class SharedTrunkHeads(nn.Module):
@@ -103,6 +153,20 @@ def init_weights(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, BasicBlock):
             nn.init.zeros_(layer.bn2.weight)
+        elif isinstance(layer, Bottleneck):
+            nn.init.zeros_(layer.bn3.weight)
+
+
+def bilinear_upsampling(channels: int, factor: int, *, groups: int) -> nn.ConvTranspose2d:
+    """A transposed convolution that starts as bilinear upsampling by a whole `factor`, channel by channel."""
+    up = nn.ConvTranspose2d(channels, channels, 2 * factor, factor, padding=factor // 2, groups=groups, bias=False)
+    place = (torch.arange(2 * factor) + 0.5) / factor - 1  # of each weight, in cells from the centre
+    triangle = 1 - place.abs()
+    kernel = torch.outer(triangle, triangle)
+    same = torch.eye(channels) if groups == 1 else torch.ones(channels, 1)
+    with torch.no_grad():
+        up.weight.copy_(same[:, :, None, None] * kernel)
+    return up
 
 
 def upsample_nearest(x: Tensor) -> Tensor:
