@@ -8,7 +8,7 @@ and tests. Both draw with the same brush, and the boxes enclose exactly what was
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def draw_person(image: Image, joints: Float32Array, body: Body, height_px: float
     brush.capsule((joints[5] + joints[6]) / 2, head, limb * 0.9, body.skin)
     brush.torso(joints[[5, 6, 12, 11]], limb, body.shirt)
     brush.circle(head - [0, radius * 0.15], radius * 1.08, body.hair)
-    if np.any(joints[0] != joints[1]):
+    if joints[5, 0] > joints[6, 0]:  # left at the viewer's right: seen from the front, with a face
         brush.circle(head + (joints[0] - head) * 0.3 + [0, radius * 0.12], radius * 0.9, body.skin)
         for eye in (1, 2):
             brush.circle(joints[eye], max(0.6, radius * 0.13), (20, 20, 20))
@@ -204,6 +204,52 @@ def random_scene(rng: Rng, wh: tuple[int, int], *, max_people: int = 5) -> tuple
         boxes.append(draw_person(image, joints, body, height_px))
         keypoints.append(joints)
     return image, *_clipped(boxes, keypoints, wh)
+
+
+def sparse_scene(rng: Rng, wh: tuple[int, int], *, max_people: int = 3) -> tuple[Image, Float32Array, Float32Array]:
+    """One independent picture that is easy to read: people large, whole, apart and seldom from the side.
+
+    Returns:
+        As `random_scene`.
+    """
+    image = random_background(rng, wh)
+    boxes: list[Float32Array] = []
+    keypoints = []
+    for relative in np.sort(rng.uniform(0.35, 0.95, int(rng.integers(1, max_people + 1)))):
+        body, pose = random_body(rng), random_pose(rng)
+        joints = joints_from_pose(replace(pose, facing=0.8 * pose.facing), body)
+        low, high = body_extent(joints, body)
+        # Never larger than the picture, with the arms spread and all.
+        height_px = min(float(relative) * wh[1], 0.98 * float(min(np.array(wh) / (high - low))))
+        for _ in range(8):
+            origin = rng.uniform(0, 1, 2) * (np.array(wh) - height_px * (high - low)) - height_px * low
+            xyxy = np.concatenate([low, high]) * height_px + np.tile(origin, 2)
+            if max([*overlap_shares(xyxy, boxes), 0.0]) <= 0.2:
+                break
+        else:
+            continue  # no room
+        joints = (joints * height_px + origin).astype(np.float32)
+        boxes.append(draw_person(image, joints, body, height_px))
+        keypoints.append(joints)
+    return image, *_clipped(boxes, keypoints, wh)
+
+
+def body_extent(joints: Float32Array, body: Body) -> tuple[Float32Array, Float32Array]:
+    """Least and largest (x, y) that `draw_person` paints of a body of height 1 with these (17, 2) joints, or nearly."""
+    head = (joints[3] + joints[4]) / 2
+    reach = np.array([body.limb * 0.9, body.limb * 1.2])
+    low = np.minimum(joints.min(axis=0) - reach, head - body.head * 1.25)
+    return low, np.maximum(joints.max(axis=0) + reach, head + body.head * 1.1)
+
+
+def overlap_shares(xyxy: npt.NDArray[Any], others: list[Float32Array]) -> list[float]:
+    """What of the smaller of two boxes the other one covers, for each of the others."""
+    shares = []
+    for other in others:
+        sides = np.clip(np.minimum(xyxy[2:], other[2:]) - np.maximum(xyxy[:2], other[:2]), 0, None)
+        areas = [float(np.prod(box[2:] - box[:2])) for box in (xyxy, other)]
+        shares.append(float(np.prod(sides)) / max(min(areas), 1e-6))
+    return shares
 
 
 class MovingScene:
@@ -280,6 +326,13 @@ class _Brush:
         reach = radius + _BLEED_PX
         self._low = np.minimum(self._low, np.min(points, axis=0) - reach)
         self._high = np.maximum(self._high, np.max(points, axis=0) + reach)
+
+
+def fill_convex(image: Image, points: Any, colour: tuple[int, int, int]) -> None:
+    """Fill the convex polygon of (N, 2) continuous pixels, in place and with sub-pixel precision."""
+    cv2 = load_cv2()
+    fixed = np.round((np.asarray(points, np.float64) - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    cv2.fillConvexPoly(image, fixed, colour, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _fixed(point: Any) -> tuple[int, int]:

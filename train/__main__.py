@@ -10,9 +10,12 @@ from .config import PRESETS, override, preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--data", required=True, help="a COCO folder, or 'synthetic'")
-    parser.add_argument("--out", required=True, type=Path, help="folder for last.pth, best.pth and TensorBoard")
+    parser.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--data", required=True, help="a COCO, KITTI or PASCAL VOC folder, or 'synthetic'")
+    parser.add_argument("--out", type=Path, help="folder for last.pth, best.pth and TensorBoard")
+    parser.add_argument(
+        "--check-data", action="store_true", help="train nothing; list every problem of the data, and what is in it"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pth, where there is one")
     parser.add_argument("--init", type=Path, help="start from this checkpoint's weights")
     parser.add_argument(
@@ -28,6 +31,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"centeredge train: --set takes field=value, got {text!r}", file=sys.stderr)
             return 2
         assignments[name] = value
+    if args.check_data:
+        from .check_data import print_report
+
+        return print_report(args.data, override(preset(args.preset), assignments) if args.preset else None)
+    if not args.preset or not args.out:
+        print("centeredge train: --preset and --out are needed, except for --check-data", file=sys.stderr)
+        return 2
     config = override(preset(args.preset), assignments)
     from .data import open_data
     from .loop import train

@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sdk.scenes import MovingScene, draw_person, joints_from_pose, random_body, random_pose, random_scene
+from sdk.scenes import (
+    MovingScene,
+    body_extent,
+    draw_person,
+    joints_from_pose,
+    random_body,
+    random_pose,
+    random_scene,
+    sparse_scene,
+)
 from tests.helpers import Array
 
 
@@ -80,6 +91,45 @@ def test_random_scenes_differ_and_are_annotated() -> None:
     assert max(counts) <= 4 and sum(counts) > 15
 
 
+@pytest.mark.parametrize("wh", [(160, 120), (96, 160)])
+def test_sparse_scenes_show_people_large_whole_and_apart(wh: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    counts = []
+    for _ in range(25):
+        image, boxes, keypoints = sparse_scene(rng, wh)
+        assert image.shape == (wh[1], wh[0], 3)
+        _check_annotations(boxes, keypoints, wh)
+        assert (keypoints[..., 2] == 2).all()  # nobody is cut
+        assert ((boxes[:, 3] - boxes[:, 1]) > 0.2 * wh[1]).all()
+        counts.append(len(boxes))
+    assert min(counts) >= 1 and max(counts) <= 3 and sum(counts) > 25
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_a_body_will_be_painted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    body = random_body(rng)
+    joints = joints_from_pose(random_pose(rng), body)
+    low, high = body_extent(joints, body)
+    image = np.zeros((400, 400, 3), np.uint8)
+    box = draw_person(image, (joints * 200 + 120).astype(np.float32), body, 200.0)
+    np.testing.assert_allclose(box, np.concatenate([low, high]) * 200 + 120, atol=6)
+
+
+def test_who_turns_the_back_shows_no_face() -> None:
+    body = random_body(np.random.default_rng(1))
+    pose = replace(random_pose(np.random.default_rng(1)), facing=0.3)
+    shows_skin = []
+    for back in (False, True):
+        image = np.zeros((240, 240, 3), np.uint8)
+        joints = joints_from_pose(replace(pose, back=back), body) * 200 + [120, 20]
+        draw_person(image, joints.astype(np.float32), body, 200.0)
+        x, y = joints[0].astype(int)
+        around = image[y - 3 : y + 3, x - 3 : x + 3].reshape(-1, 3).tolist()
+        shows_skin.append(list(body.skin) in around)
+    assert shows_skin == [True, False]
+
+
 def _check_annotations(boxes: Array, keypoints: Array, wh: tuple[int, int]) -> None:
     """Boxes within the picture and not empty, visible joints in their box and in the picture."""
     assert boxes.dtype == keypoints.dtype == np.float32
@@ -89,5 +139,5 @@ def _check_annotations(boxes: Array, keypoints: Array, wh: tuple[int, int]) -> N
     visible = keypoints[..., 2] == 2
     assert set(np.unique(keypoints[..., 2])) <= {0.0, 2.0}
     inside = (keypoints[..., :2] >= boxes[:, None, :2] - 1.5) & (keypoints[..., :2] <= boxes[:, None, 2:] + 1.5)
-    assert inside.all(axis=-1)[visible].all()
+    assert np.all(inside, axis=-1, keepdims=True)[visible].all()
     assert (keypoints[~visible] == 0).all()

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdk.coco import read_coco
 from sdk.errors import ConfigError, InputError
 from tests.helpers import coco_json, write_coco_folder
-from train.coco import CocoData, find_split
-from train.config import TrainConfig, preset
-from train.data import open_data
+from train.coco import DEFAULT_OKS_SIGMA, CocoData, find_split, flip_pairs_from_names, keypoint_schema
+from train.samples import COCO_KEYPOINTS, KeypointSchema
 
 BOX = [10, 12, 20, 30]
 
@@ -21,6 +23,13 @@ BOX = [10, 12, 20, 30]
 def _open(folder: Path, annotations: list[dict[str, Any]], **options: Any) -> CocoData:
     images, path = write_coco_folder(folder, coco_json(annotations, image_ids=(1, 2)))
     return CocoData(images, path, **options)
+
+
+def _with_keypoints(rows: list[dict[str, Any]], by_category: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    data = coco_json(rows)
+    for category in data["categories"]:
+        category.update(by_category.get(category["id"], {}))
+    return data
 
 
 def test_boxes_and_classes(tmp_path: Path) -> None:
@@ -36,7 +45,7 @@ def test_boxes_and_classes(tmp_path: Path) -> None:
 
 
 def test_classes_are_numbered_in_the_order_asked_for(tmp_path: Path) -> None:
-    rows = [{"bbox": BOX}, {"bbox": [0, 0, 5, 5], "category_id": 2}]
+    rows: list[dict[str, Any]] = [{"bbox": BOX}, {"bbox": [0, 0, 5, 5], "category_id": 2}]
     both = _open(tmp_path / "a", rows, class_names=("dog", "cat"))
     assert both.sample(0).class_ids.tolist() == [1, 0]
     dogs = _open(tmp_path / "b", rows, class_names=("dog",))
@@ -52,13 +61,16 @@ def test_crowds_are_regions_to_ignore(tmp_path: Path) -> None:
 
 def test_keypoints_and_people_without(tmp_path: Path) -> None:
     labelled = [12, 14, 2, 20, 30, 1, 0, 0, 0]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"bbox": BOX, "keypoints": labelled, "num_keypoints": 2},
         {"bbox": BOX, "keypoints": [0] * 9, "num_keypoints": 0},
         {"bbox": BOX},
         {"bbox": BOX, "keypoints": labelled},  # of one's own, without num_keypoints
     ]
-    keypoints = _open(tmp_path, rows, num_keypoints=3).sample(0).keypoints
+    images, path = write_coco_folder(tmp_path, _with_keypoints(rows, {1: {"keypoints": ["nose", "ear_l", "ear_r"]}}))
+    data = CocoData(images, path, with_keypoints=True)
+    assert (data.class_names, data.num_keypoints) == (("cat",), 3)  # dogs have no keypoints
+    keypoints = data.sample(0).keypoints
     assert keypoints.shape == (4, 3, 3)
     assert keypoints[0].ravel().tolist() == keypoints[3].ravel().tolist() == labelled
     assert not keypoints[1:3].any()
@@ -96,20 +108,27 @@ def test_a_photograph_that_cannot_be_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[50, 10, 30, 10], [10, 40, 10, 20], [-10, 0, 20, 20], [0, -10, 20, 20], [10, 10, -5, 5], [70, 60, 5, 5]]
+    "box", [[50, 10, 30, 10], [10, 40, 10, 20], [-10, 0, 20, 20], [0, -10, 20, 20], [70, 60, 5, 5]]
 )
 def test_boxes_outside_their_photograph(tmp_path: Path, box: list[int]) -> None:
     with pytest.raises(InputError, match=r"annotation 1 in .*\(x, y, w, h\) does not lie in 1\.png of 64x48 pixels"):
         _open(tmp_path, [{"bbox": box}])
 
 
+def test_a_box_of_negative_size(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"annotation 1 in .*box \[10, 10, -5, 5\] .* has a negative size"):
+        _open(tmp_path, [{"bbox": [10, 10, -5, 5]}])
+
+
 def test_a_box_that_ends_on_the_border_is_fine(tmp_path: Path) -> None:
     assert len(_open(tmp_path, [{"bbox": [0, 0, 64.9, 48.5]}]).sample(0).boxes_xyxy) == 1
 
 
-@pytest.mark.parametrize("row", [{}, {"bbox": [1, 2, 3]}, {"bbox": None}, {"bbox": [1, 2, 3, "4"]}])
+@pytest.mark.parametrize(
+    "row", [{}, {"bbox": [1, 2, 3]}, {"bbox": None}, {"bbox": [1, 2, 3, "4"]}, {"bbox": [1, 2, 3, float("nan")]}]
+)
 def test_a_malformed_box_is_named(tmp_path: Path, row: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"annotation 1 in .*instances_train.json has .* for a bbox of four numbers"):
+    with pytest.raises(InputError, match=r"annotation 1 in .*instances_train.json: .* is no bbox of four numbers"):
         _open(tmp_path, [row])
 
 
@@ -119,13 +138,115 @@ def test_a_malformed_entry_is_shown(tmp_path: Path) -> None:
         data = json.loads(json.dumps(coco_json([{"bbox": BOX}])))
         del data[kind][0][field]
         path.write_text(json.dumps(data))
-        with pytest.raises(InputError, match=f"an entry of {kind} in .*instances_train.json has no {field}: .*'id': 1"):
+        with pytest.raises(InputError, match=f"instances_train.json: an entry of {kind} has no {field}: .*'id': 1"):
+            CocoData(images, path)
+        data[kind][0][field] = [1]
+        path.write_text(json.dumps(data))
+        with pytest.raises(InputError, match=rf"an entry of {kind} has \[1\] for its {field}"):
             CocoData(images, path)
 
 
-def test_keypoints_of_another_number_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"annotation 1 in .* has 6 keypoint values; expected .* 17 keypoints"):
-        _open(tmp_path, [{"bbox": BOX, "keypoints": [1, 2, 2, 3, 4, 2]}], num_keypoints=17)
+@pytest.mark.parametrize(
+    ("keypoints", "message"),
+    [
+        ([1, 2, 2, 3, 4, 2], "6 keypoint values; expected .* 3 keypoints"),
+        ([1, 2, 2, 3, 4, 2, 0, None, 0], "a keypoint value is no number"),
+        ("none", "'none' keypoint values"),
+    ],
+)
+def test_keypoints_of_another_form_are_refused(tmp_path: Path, keypoints: Any, message: str) -> None:
+    rows = [{"bbox": BOX, "keypoints": keypoints}]
+    images, path = write_coco_folder(tmp_path, _with_keypoints(rows, {1: {"keypoints": ["a", "b", "c"]}}))
+    with pytest.raises(InputError, match=f"annotation 1 in .*: {message}"):
+        CocoData(images, path, with_keypoints=True)
+
+
+def test_a_schema_of_ones_own() -> None:
+    category = {
+        "name": "dog",
+        "keypoints": ["nose", "paw_l", "paw_r", "tail"],
+        "skeleton": [[1, 2], [3, 4]],
+    }
+    schema = keypoint_schema(Path("own.json"), [{"name": "car"}, category])
+    assert schema == KeypointSchema(
+        ("nose", "paw_l", "paw_r", "tail"), ((1, 2),), ((0, 1), (2, 3)), (DEFAULT_OKS_SIGMA,) * 4
+    )
+    said = keypoint_schema(Path("own.json"), [{**category, "flip_pairs": [[1, 4]], "sigmas": [0.1, 0.2, 0.3, 0.4]}])
+    assert (said.flip_pairs, said.oks_sigmas) == (((0, 3),), (0.1, 0.2, 0.3, 0.4))
+
+
+def test_the_schema_of_people_is_cocos() -> None:
+    for category in ({"name": "person"}, {"name": "walker", "keypoints": list(COCO_KEYPOINTS.names)}):
+        assert keypoint_schema(Path("a.json"), [category]) == COCO_KEYPOINTS
+    assert flip_pairs_from_names(COCO_KEYPOINTS.names) == COCO_KEYPOINTS.flip_pairs
+
+
+def test_two_schemas_are_one_too_many() -> None:
+    cat, dog = {"name": "cat", "keypoints": ["nose"]}, {"name": "dog", "keypoints": ["nose", "tail"]}
+    with pytest.raises(ConfigError, match=r"cat and dog have different keypoints.*set classes=cat or classes=dog"):
+        keypoint_schema(Path("own.json"), [cat, dog])
+    assert len(keypoint_schema(Path("own.json"), [cat, {**cat, "name": "lynx"}])) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"skeleton": [[1, 3]]}, r"category cat has \[1, 3\] in skeleton; expected two numbers of keypoints, 1 to 2"),
+        ({"flip_pairs": [[0, 1]]}, r"category cat has \[0, 1\] in flip_pairs"),
+        ({"sigmas": [0.1]}, r"category cat has the sigmas \[0.1\]; expected 2"),
+        ({"sigmas": [0.1, 0]}, "all above 0"),
+    ],
+)
+def test_a_schema_that_does_not_fit_its_names(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        keypoint_schema(Path("own.json"), [{"name": "cat", "keypoints": ["a", "b"], **changes}])
+
+
+def test_a_file_without_keypoints_says_so(tmp_path: Path) -> None:
+    images, path = write_coco_folder(tmp_path, coco_json([{"bbox": BOX}]))
+    with pytest.raises(ConfigError, match='no class of cat, dog has keypoints; give its category "keypoints"'):
+        CocoData(images, path, with_keypoints=True)
+
+
+@given(st.lists(st.sampled_from(["nose", "tail", "paw", "front_paw", "wing"]), unique=True), st.randoms())
+def test_sides_are_found_in_any_spelling(parts: list[str], random: Random) -> None:
+    spellings = ["left_{}", "{}_left", "L_{}", "{}-l", "l {}", "Left{}"]
+    names: list[str] = []
+    for part in parts:
+        left = random.choice(spellings).format(part.capitalize())
+        right = left.replace("left", "right").replace("Left", "Right")
+        for old, new in (("L_", "R_"), ("-l", "-r"), ("l ", "r ")):
+            right = right.replace(old, new) if right == left else right
+        names += [left, right]
+    random.shuffle(names)
+    pairs = flip_pairs_from_names(names)
+    assert sorted(index for pair in pairs for index in pair) == list(range(len(names)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [0, 0]}, "image 1: its id is given to 2 entries of images"),
+        ({"annotations": [0, 0]}, "annotation 1: its id is given to 2 entries of annotations"),
+        ({"categories": [0, 0]}, "category 1: its id is given to 2 entries of categories"),
+        ({"images": []}, "annotation 1: there is no image 1"),
+        ({"categories": []}, "annotation 1: there is no category 1"),
+    ],
+)
+def test_ids_that_are_there_twice_or_not_at_all(tmp_path: Path, change: dict[str, list[int]], message: str) -> None:
+    data = coco_json([{"bbox": BOX}])
+    images, path = write_coco_folder(tmp_path, data)
+    for kind, rows in change.items():
+        data[kind] = [data[kind][row] for row in rows]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=rf"instances_train.json: {message}.*--check-data"):
+        CocoData(images, path)
+
+
+def test_a_box_without_width_is_no_object(tmp_path: Path) -> None:
+    data = _open(tmp_path, [{"bbox": [5, 5, 0, 9]}, {"bbox": BOX}, {"bbox": [5, 5, 9, 0], "iscrowd": 1}])
+    sample = data.sample(0)
+    assert sample.boxes_xyxy.tolist() == [[10, 12, 30, 42]] and len(sample.ignore_xyxy) == 0
 
 
 def test_an_unknown_class_names_the_known(tmp_path: Path) -> None:
@@ -139,7 +260,7 @@ def test_an_unknown_class_names_the_known(tmp_path: Path) -> None:
         (None, "cannot read .*No such file"),
         ("{", "is not valid JSON"),
         ("", "is not valid JSON"),
-        ("[]", "no COCO annotation file: it has no images, annotations, categories"),
+        ("[]", "is no COCO annotation file: it has no images, annotations, categories"),
         ('{"images": [], "annotations": []}', "it has no categories"),
     ],
 )
@@ -168,41 +289,27 @@ def test_the_layout_of_a_folder(tmp_path: Path) -> None:
     annotations = tmp_path / "annotations" / "instances_train2017.json"
     annotations.write_text("{}")
     assert find_split(tmp_path, "train", keypoints=False) == (tmp_path / "train2017", annotations)
+    with pytest.raises(InputError, match=r"person_keypoints_train2017\.json is missing"):
+        find_split(tmp_path, "train", keypoints=True)  # boxes are no poses
 
 
-def test_a_slice_of_train_is_held_back(tmp_path: Path) -> None:
-    write_coco_folder(tmp_path, coco_json([{"bbox": BOX}], image_ids=range(1, 21)))
-    config = TrainConfig(held_back=5)
-    data = open_data(str(tmp_path), config)
-    assert (len(data.train), len(data.held_back)) == (15, 5)
-    assert data.description == "15 photographs of instances_train.json"
-
-    def shades(source: Any) -> set[int]:
-        return {int(source.sample(i).image[0, 0, 0]) for i in range(len(source))}
-
-    assert shades(data.train) | shades(data.held_back) == {40 + i for i in range(1, 21)}
-    assert not shades(data.train) & shades(data.held_back)
-    assert shades(open_data(str(tmp_path), config).held_back) == shades(data.held_back)
-    few = open_data(str(tmp_path), TrainConfig(held_back=64))  # never more than half
-    assert (len(few.train), len(few.held_back)) == (10, 10)
-
-
-def test_synthetic_data_needs_no_folder() -> None:
-    data = open_data("synthetic", preset("synthetic-pose"))
-    assert data.train.class_names == ("person",)
-    first, held_back = data.train.sample(0), data.held_back.sample(0)
-    assert first.image.shape == (192, 192, 3) and not np.array_equal(first.image, held_back.image)
-    assert len(data.held_back) == 32
-
-
-def test_drawn_scenes_have_people_alone() -> None:
-    with pytest.raises(ConfigError, match="drawn scenes have people alone, not car, dog; set classes=person"):
-        open_data("synthetic", TrainConfig(classes=("car", "dog")))
+def test_annotation_files_with_names_of_ones_own(tmp_path: Path) -> None:
+    for folder in ("train", "annotations"):
+        (tmp_path / folder).mkdir()
+    for name in ("birds_train.json", "birds_val.json"):
+        (tmp_path / "annotations" / name).write_text("{}")
+    for keypoints in (False, True):
+        found = find_split(tmp_path, "train", keypoints=keypoints)
+        assert found == (tmp_path / "train", tmp_path / "annotations" / "birds_train.json")
+    (tmp_path / "annotations" / "train_old.json").write_text("{}")
+    with pytest.raises(InputError, match=r"several files for train: birds_train\.json, train_old\.json; name the"):
+        find_split(tmp_path, "train", keypoints=False)
 
 
 def test_the_photographs_of_this_project(photographs: Path) -> None:
     images, annotations = find_split(photographs / "coco", "train", keypoints=True)
-    data = CocoData(images, annotations, class_names=("person",), num_keypoints=17)
+    data = CocoData(images, annotations, class_names=("person",), with_keypoints=True)
+    assert data.keypoints == COCO_KEYPOINTS
     assert len(data) > 2000
     sample = max((data.sample(index) for index in range(10)), key=lambda sample: len(sample.boxes_xyxy))
     assert len(sample.boxes_xyxy) and max(sample.image.shape) <= 448
@@ -222,3 +329,10 @@ def test_the_ground_truth_keeps_each_objects_own_area(tmp_path: Path) -> None:
     assert [image["id"] for image in truth["images"]] == [1, 2]
     assert [(row["image_id"], row["category_id"], row["area"]) for row in truth["annotations"]] == [(2, 1, 53)]
     assert truth["categories"] == [{"id": 1, "name": "dog"}]
+
+
+def test_a_subset_keeps_its_own_photographs(tmp_path: Path) -> None:
+    whole = _open(tmp_path, [{"bbox": BOX, "image_id": 2}])
+    part = whole.subset([1])
+    assert (len(part), len(whole)) == (1, 2)
+    assert part.sample(0).image[0, 0, 0] == 42 and len(part.sample(0).boxes_xyxy) == 1
