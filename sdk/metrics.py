@@ -14,25 +14,36 @@ import contextlib
 import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from .coco import check_annotation, check_photographs, check_size, read_coco
 from .errors import BackendUnavailable, InputError, SourceError
 from .geometry import xyxy_to_xywh
 from .results import Detections
 from .sources import read_image
-from .spec import ModelSpec
-
-if TYPE_CHECKING:
-    from .detector import Detector
+from .spec import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, ModelSpec
 
 BOX_FIGURES = (
     "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10", "AR100", "ARsmall", "ARmedium", "ARlarge",
 )  # fmt: skip
 KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APmedium", "APlarge", "AR", "AR50", "AR75", "ARmedium", "ARlarge")
 Figures = dict[str, float | None]
+# Of keypoints that nobody has measured the annotators' spread of: the mean of COCO's 17.
+DEFAULT_OKS_SIGMA = 0.067
+
+
+class FindsObjects(Protocol):
+    """What can be evaluated: `Detector`, `AugmentedDetector`, or anything else that knows its spec."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def __call__(self, image: npt.NDArray[Any], /) -> Detections:
+        """What is in a (H, W, 3) uint8 BGR image, in its pixels."""
+        ...
 
 
 class CocoResults:
@@ -44,7 +55,8 @@ class CocoResults:
         oks_sigmas: of the model's keypoints; empty for a model without.
 
     Raises:
-        InputError: no usable annotation file, or none of the classes is in it.
+        InputError: no usable annotation file, none of the classes is in it, or an annotation has another number of
+            keypoints.
     """
 
     def __init__(
@@ -60,13 +72,30 @@ class CocoResults:
             )
         self._class_names = tuple(class_names)
         self._sigmas = np.array(oks_sigmas)
+        evaluated = set(self._category_ids.values())
+        for row in data["annotations"]:
+            _check_num_keypoints(row, len(oks_sigmas) if row["category_id"] in evaluated else 0)
         self._data = {**data, "annotations": _completed(data["annotations"], len(oks_sigmas))}
         self._rows: list[dict[str, Any]] = []
         self._image_ids: list[int] = []
 
     @classmethod
     def for_spec(cls, ground_truth: Path | Mapping[str, Any], spec: ModelSpec) -> CocoResults:
-        return cls(ground_truth, spec.class_names, oks_sigmas=spec.oks_sigmas)
+        """For a model; where its spec has keypoints and no sigmas, those of `default_oks_sigmas` count.
+
+        Raises:
+            InputError: as the constructor, or the annotations have the model's keypoints in another order.
+        """
+        data = read_coco(ground_truth) if isinstance(ground_truth, Path) else ground_truth
+        for category in data["categories"]:
+            names = tuple(category.get("keypoints") or ())
+            if names != spec.keypoint_names and sorted(names) == sorted(spec.keypoint_names):
+                raise InputError(
+                    f"the keypoints of category {category['name']!r} are {', '.join(names)}, and model {spec.name!r} "
+                    f"has them in the order {', '.join(spec.keypoint_names)}; put the annotations into that order"
+                )
+        sigmas = spec.oks_sigmas or default_oks_sigmas(spec.keypoint_names)
+        return cls(data, spec.class_names, oks_sigmas=sigmas)
 
     def add(self, image_id: int, detections: Detections) -> None:
         """The detections of one image, in its pixels."""
@@ -91,11 +120,17 @@ class CocoResults:
         """Results that are already in COCO's form, and the images that they are about.
 
         Raises:
-            InputError: a row has neither `bbox` nor `keypoints`.
+            InputError: a row has neither `bbox` nor `keypoints`, or another number of keypoints.
         """
         for row in rows:
             if "bbox" not in row and "keypoints" not in row:
                 raise InputError(f"a result has neither bbox nor keypoints: {dict(row)!s:.120}")
+            values = len(row.get("keypoints", ()))
+            if len(self._sigmas) and values not in (0, 3 * len(self._sigmas)):
+                raise InputError(
+                    f"a result has {values} keypoint values, expected x, y and visibility of {len(self._sigmas)} "
+                    f"keypoints: {dict(row)!s:.120}"
+                )
         self._rows.extend(dict(row) for row in rows)
         self._image_ids.extend(image_ids)
 
@@ -150,8 +185,19 @@ class CocoResults:
         return figures
 
 
+def default_oks_sigmas(keypoint_names: Sequence[str]) -> tuple[float, ...]:
+    """Sigmas of keypoints by their names: COCO's for COCO's 17, otherwise `DEFAULT_OKS_SIGMA` for each.
+
+    >>> default_oks_sigmas(["front", "back"])
+    (0.067, 0.067)
+    """
+    if tuple(keypoint_names) == COCO_KEYPOINT_NAMES:
+        return COCO_OKS_SIGMAS
+    return (DEFAULT_OKS_SIGMA,) * len(keypoint_names)
+
+
 def evaluate_on_coco(
-    detector: Detector,
+    detector: FindsObjects,
     images: Path,
     annotations: Path,
     *,
@@ -205,6 +251,15 @@ def _box_xywh_around(keypoints: Sequence[float]) -> list[float]:
     points = np.reshape(keypoints, (-1, 3))[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
     return [*low.tolist(), *(high - low).tolist()]
+
+
+def _check_num_keypoints(row: Mapping[str, Any], expected: int) -> None:
+    values = len(row.get("keypoints") or ())
+    if expected and values not in (0, 3 * expected):
+        raise InputError(
+            f"annotation {row.get('id')} has {values} keypoint values, expected x, y and visibility of the {expected} "
+            "keypoints that are evaluated; for the boxes alone, use annotations without keypoints"
+        )
 
 
 def _completed(annotations: Sequence[Mapping[str, Any]], num_keypoints: int) -> list[dict[str, Any]]:

@@ -23,6 +23,9 @@ class OnnxRuntimeBackend:
         path: the file.
         threads: of the CPU for one frame; None is one a core.
 
+    Attributes:
+        any_size: whether the file takes frames of other sizes than its spec's: its height and width are symbolic.
+
     Raises:
         BackendUnavailable: onnxruntime is not installed.
         BackendError: the file is not a model that ONNX Runtime can load.
@@ -55,7 +58,10 @@ class OnnxRuntimeBackend:
     def _check(self, path: Path) -> None:
         width, height = self.spec.input.wh
         got = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
-        if [(*node[:2], node[2][1:]) for node in got] != [(INPUT_NAME, "tensor(uint8)", [height, width, 3])]:
+        sides = got[0][2][1:3] if got else []
+        self.any_size = len(sides) == 2 and not any(isinstance(side, int) for side in sides)
+        wanted = [*sides, 3] if self.any_size else [height, width, 3]
+        if [(*node[:2], node[2][1:]) for node in got] != [(INPUT_NAME, "tensor(uint8)", wanted)]:
             raise SpecError(
                 f"{path} takes {got}, its ModelSpec says one input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); "
                 "export it again"
@@ -64,7 +70,8 @@ class OnnxRuntimeBackend:
         cells_w, cells_h = self.spec.feature_wh
         for head in self.spec.heads:
             shape = shapes.get(head.name)
-            if shape is None or shape[1:] != [head.channels, cells_h, cells_w]:
+            wanted = [head.channels] if self.any_size else [head.channels, cells_h, cells_w]
+            if shape is None or shape[1 : 1 + len(wanted)] != wanted:
                 raise HeadShapeError(
                     f"{path} gives {head.name!r} as {shape}, its ModelSpec declares (1, {head.channels}, {cells_h}, "
                     f"{cells_w}). The file and its metadata come from different models; export it again"

@@ -11,9 +11,16 @@ import pytest
 from sdk.coco import read_coco
 from sdk.detector import Detector
 from sdk.errors import InputError
-from sdk.metrics import BOX_FIGURES, KEYPOINT_FIGURES, CocoResults, evaluate_on_coco
-from sdk.spec import COCO_OKS_SIGMAS
-from tests.helpers import FakeBackend, Peak, coco_json, heads_with_peaks, make_detections, tiny_spec
+from sdk.metrics import (
+    BOX_FIGURES,
+    DEFAULT_OKS_SIGMA,
+    KEYPOINT_FIGURES,
+    CocoResults,
+    default_oks_sigmas,
+    evaluate_on_coco,
+)
+from sdk.spec import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS
+from tests.helpers import FakeBackend, Peak, coco_json, heads_with_peaks, make_detections, pose_spec, tiny_spec
 
 BOX = [10.0, 10.0, 20.0, 30.0]  # x, y, w, h
 XYXY = [10.0, 10.0, 30.0, 40.0]
@@ -143,6 +150,35 @@ def test_people_without_labelled_keypoints_do_not_count() -> None:
     data = _pose_data()
     data["annotations"].append({"id": 2, "image_id": 1, "category_id": 1, "bbox": [40, 5, 20, 15]})  # no keypoints
     assert _pose_figures(data, KEYPOINTS)["keypoints"]["AP"] == pytest.approx(1.0)
+
+
+def test_keypoints_of_ones_own_are_measured_with_default_sigmas() -> None:
+    assert default_oks_sigmas(COCO_KEYPOINT_NAMES) == COCO_OKS_SIGMAS
+    assert np.mean(COCO_OKS_SIGMAS) == pytest.approx(DEFAULT_OKS_SIGMA, abs=5e-4)
+    data = coco_json(
+        [{"bbox": BOX, "area": 600, "keypoints": [12, 12, 2, 20, 20, 2, 0, 0, 0]}], class_names=("person",)
+    )
+    # Both labelled keypoints are d off: OKS = exp(-d^2 / (2 area (2 sigma)^2)) is 0.77.
+    distance = np.sqrt(-np.log(0.77) * 2 * 600 * (2 * DEFAULT_OKS_SIGMA) ** 2)
+    found = np.array([[[12, 12 + distance], [20, 20 + distance], [0, 0]]])
+    results = CocoResults.for_spec(data, pose_spec())
+    results.add(1, make_detections([XYXY], class_names=("person",), keypoints_xy=found))
+    assert results.evaluate()["keypoints"]["AP"] == pytest.approx(0.6)
+
+
+def test_keypoints_of_another_schema_are_refused() -> None:
+    spec = pose_spec()  # joint_0, joint_1, joint_2
+    data = coco_json([{"bbox": BOX, "keypoints": [12, 12, 2] * 17}], class_names=("person",))
+    with pytest.raises(InputError, match="annotation 1 has 51 keypoint values, expected x, y and visibility of the 3"):
+        CocoResults.for_spec(data, spec)
+    data = coco_json([{"bbox": BOX, "keypoints": [12, 12, 2] * 3}], class_names=("person",))
+    data["categories"][0]["keypoints"] = ["joint_1", "joint_0", "joint_2"]
+    with pytest.raises(InputError, match="are joint_1, joint_0, joint_2, and model 'tiny-pose' has them in the order"):
+        CocoResults.for_spec(data, spec)
+    others = coco_json(
+        [{"bbox": BOX, "category_id": 2, "keypoints": [12, 12, 2] * 17}], class_names=("person", "horse")
+    )
+    CocoResults.for_spec(others, spec)  # horses are not what the model finds
 
 
 @pytest.mark.parametrize("field", ["area", "iscrowd", "num_keypoints"])
