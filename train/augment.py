@@ -2,6 +2,9 @@
 
 Paper, sec. 5: "random flip, random scaling (between 0.6 to 1.3), cropping, and color jittering". Mosaic (four
 pictures in one) is an addition for training from scratch on few photographs.
+
+Boxes in space stay where they are when a picture is scaled or cut: its camera changes instead. A mirrored picture
+shows a mirrored world, so that focal lengths stay positive.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from sdk.geometry import Affine
+from sdk.camera import CameraIntrinsics
+from sdk.geometry import Affine, letterbox, wrapped
+from sdk.results import Boxes3D
 
 from .samples import Sample, empty_boxes
 
@@ -27,7 +32,8 @@ MIN_SIDE_PX = 2.0
 class Augmentation:
     """Strengths, from TrainConfig.
 
-    `flip_pairs` are the keypoints that change places when the picture is mirrored.
+    `flip_pairs` are the keypoints that change places when the picture is mirrored. Without `crop` a picture is
+    shown whole and centred, and `scale_range` is not used.
     """
 
     flip: float
@@ -35,6 +41,7 @@ class Augmentation:
     colour: float
     mosaic: float
     flip_pairs: tuple[tuple[int, int], ...]
+    crop: bool = True
 
     def apply(self, draw: Callable[[], Sample], input_wh: tuple[int, int], rng: Rng) -> Sample:
         """A picture of `input_wh` from one sample, or from four; `draw` gives the next sample."""
@@ -44,7 +51,11 @@ class Augmentation:
         return replace(sample, image=jitter_colour(sample.image, self.colour, rng))
 
     def _single(self, sample: Sample, input_wh: tuple[int, int], rng: Rng) -> Sample:
-        return self._placed(sample, np.array([0, 0, *input_wh], np.float32), input_wh, rng)
+        if self.crop:
+            return self._placed(sample, np.array(input_wh, np.float32), input_wh, rng)
+        height, width = sample.image.shape[:2]
+        to_input = letterbox((width, height), input_wh).image_to_input
+        return self._warped(sample, to_input, input_wh, mirrored=rng.random() < self.flip)
 
     def _mosaic(self, draw: Callable[[], Sample], input_wh: tuple[int, int], rng: Rng) -> Sample:
         """Four pictures around a random point; each is cut at its quarter's border."""
@@ -52,16 +63,16 @@ class Augmentation:
         x = round(width * rng.uniform(0.3, 0.7))
         y = round(height * rng.uniform(0.3, 0.7))
         quarters = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
-        parts = [self._placed(draw(), np.array(q, np.float32), input_wh, rng) for q in quarters]
+        regions = [np.array(quarter, np.float32) for quarter in quarters]
+        parts = [_shifted(self._placed(draw(), q[2:] - q[:2], input_wh, rng), q[:2]) for q in regions]
         image = np.zeros((height, width, 3), np.uint8)
         for part, (left, top, right, bottom) in zip(parts, quarters, strict=True):
             image[top:bottom, left:right] = part.image
         return _merged(image, parts)
 
-    def _placed(self, sample: Sample, region_xyxy: np.ndarray, input_wh: tuple[int, int], rng: Rng) -> Sample:
-        """The sample flipped, scaled and shifted into a region of the input; its image has the region's size."""
+    def _placed(self, sample: Sample, region_wh: np.ndarray, input_wh: tuple[int, int], rng: Rng) -> Sample:
+        """The sample flipped, scaled and shifted into a region of the input, of the size of which it is then."""
         height, width = sample.image.shape[:2]
-        region_wh = region_xyxy[2:] - region_xyxy[:2]
         whole = region_wh[0] >= input_wh[0] and region_wh[1] >= input_wh[1]
         fit = min(region_wh / (width, height)) if whole else max(region_wh / (width, height))
         scale = fit * np.exp(rng.uniform(*np.log(self.scale_range)))
@@ -69,14 +80,18 @@ class Augmentation:
         # Where the picture is larger than the region, any part of it may show; where smaller, it may lie anywhere.
         slack = region_wh - scale * np.array([width, height])
         shift = slack * rng.uniform(0, 1, 2)
-        x_scale = -scale if mirrored else scale
-        x_shift = shift[0] + scale * width if mirrored else shift[0]
-        matrix = np.array([[x_scale, 0, x_shift], [0, scale, shift[1]]])
-        to_region = Affine(matrix, "image", "input")
+        to_region = Affine(np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]), "image", "input")
         size = (int(region_wh[0]), int(region_wh[1]))
-        image = cv2.warpAffine(sample.image, to_region.index_matrix, size, flags=cv2.INTER_LINEAR)
-        moved = _moved(sample, to_region, self.flip_pairs if mirrored else ())
-        return _shifted(_cut(replace(moved, image=image), size), region_xyxy[:2])
+        return self._warped(sample, to_region, size, mirrored=mirrored)
+
+    def _warped(self, sample: Sample, affine: Affine, wh: tuple[int, int], *, mirrored: bool) -> Sample:
+        """The sample, mirrored in itself first where asked for, after an affine map to a picture of `wh`."""
+        if mirrored:
+            mirror = Affine(np.array([[-1.0, 0, sample.image.shape[1]], [0, 1, 0]]), "image", "image")
+            affine = mirror.then(affine)
+        image = cv2.warpAffine(sample.image, affine.index_matrix, wh, flags=cv2.INTER_LINEAR)
+        moved = _moved(sample, affine, self.flip_pairs if mirrored else ())
+        return _cut(replace(_mirrored_world(moved) if mirrored else moved, image=image), wh)
 
 
 def jitter_colour(image: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
@@ -95,13 +110,32 @@ def jitter_colour(image: np.ndarray, strength: float, rng: Rng) -> np.ndarray:
 
 
 def _moved(sample: Sample, affine: Affine, flip_pairs: Sequence[tuple[int, int]]) -> Sample:
-    """Boxes and keypoints after an affine map without rotation."""
+    """Boxes, keypoints and the camera after an affine map without rotation."""
     keypoints = sample.keypoints.copy()
     keypoints[..., :2] = affine.apply(keypoints[..., :2])
     for a, b in flip_pairs:
         keypoints[:, [a, b]] = keypoints[:, [b, a]]
     boxes = [_moved_boxes(boxes, affine) for boxes in (sample.boxes_xyxy, sample.ignore_xyxy)]
-    return replace(sample, boxes_xyxy=boxes[0], keypoints=keypoints, ignore_xyxy=boxes[1])
+    camera = None if sample.camera is None else sample.camera.moved(affine)
+    return replace(sample, boxes_xyxy=boxes[0], keypoints=keypoints, ignore_xyxy=boxes[1], camera=camera)
+
+
+def _mirrored_world(sample: Sample) -> Sample:
+    """The same picture of a world in which left is right.
+
+    A mirroring warp leaves a camera with x pointing left. With x -> -x in the world as well it is a camera again:
+    P diag(-1, 1, 1, 1). A direction (cos yaw, -sin yaw) in (x, z) becomes that of pi - yaw.
+    """
+    camera, boxes3d = sample.camera, sample.boxes3d
+    if camera is not None:
+        matrix = camera.matrix.copy()
+        matrix[:, 0] *= -1.0
+        camera = CameraIntrinsics(matrix)
+    if boxes3d is not None:
+        centre = boxes3d.center_m * np.array([-1, 1, 1], np.float32)
+        yaw = wrapped(np.pi - boxes3d.yaw_rad).astype(np.float32)
+        boxes3d = Boxes3D(centre, boxes3d.size_hwl_m, yaw)
+    return replace(sample, boxes3d=boxes3d, camera=camera)
 
 
 def _moved_boxes(boxes_xyxy: np.ndarray, affine: Affine) -> np.ndarray:
@@ -122,8 +156,13 @@ def _cut(sample: Sample, wh: tuple[int, int]) -> Sample:
     keypoints = sample.keypoints[keep].copy()
     outside = ((keypoints[..., :2] < 0) | (keypoints[..., :2] >= np.array(wh))).any(axis=-1)
     keypoints[outside, 2] = 0
-    return Sample(
-        sample.image, clipped[keep], sample.class_ids[keep], keypoints, np.concatenate([ignore, clipped[cut_off]])
+    return replace(
+        sample,
+        boxes_xyxy=clipped[keep],
+        class_ids=sample.class_ids[keep],
+        keypoints=keypoints,
+        ignore_xyxy=np.concatenate([ignore, clipped[cut_off]]),
+        boxes3d=None if sample.boxes3d is None else sample.boxes3d[keep],
     )
 
 
@@ -131,12 +170,12 @@ def _shifted(sample: Sample, offset_xy: np.ndarray) -> Sample:
     keypoints = sample.keypoints.copy()
     keypoints[..., :2] += offset_xy
     both = np.concatenate([offset_xy, offset_xy])
-    return replace(
-        sample, boxes_xyxy=sample.boxes_xyxy + both, keypoints=keypoints, ignore_xyxy=sample.ignore_xyxy + both
-    )
+    boxes, ignore = sample.boxes_xyxy + both, sample.ignore_xyxy + both
+    return replace(sample, boxes_xyxy=boxes, keypoints=keypoints, ignore_xyxy=ignore)
 
 
 def _merged(image: np.ndarray, parts: Sequence[Sample]) -> Sample:
+    """One sample of several regions; boxes in space are dropped, for every part has its own camera."""
     return Sample(
         image,
         np.concatenate([part.boxes_xyxy for part in parts]),

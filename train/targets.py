@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdk.geometry import wrapped
+
 from .samples import Sample
 
 MIN_BOX_FOR_NEIGHBOURS = 3.0  # cells; a smaller object is supervised at its centre alone
@@ -33,6 +35,10 @@ class Targets:
         box_xyxy: (P, 4) float32.
         weight: (P,) float32; the cells of an object sum to 1.
         keypoints: (P, K, 3) float32 x, y, labelled (0 or 1).
+        depth: (P,) float32, metres that the depth head gives: z of the box's centre as `focal_px` would see it.
+        dimensions_hwl_m: (P, 3) float32.
+        alpha_rad: (P,) float32 in (-pi, pi], yaw as seen along the ray to the object.
+        has_3d: (P,) float32, 1 where the three above are known; they are 0 elsewhere.
         joint_picture: (J,) int64.
         joint_cell_yx: (J, 2) int64.
         joint_offset: (J, 2) float32 x, y from the cell's corner.
@@ -47,6 +53,10 @@ class Targets:
     box_xyxy: np.ndarray
     weight: np.ndarray
     keypoints: np.ndarray
+    depth: np.ndarray
+    dimensions_hwl_m: np.ndarray
+    alpha_rad: np.ndarray
+    has_3d: np.ndarray
     joint_picture: np.ndarray
     joint_cell_yx: np.ndarray
     joint_offset: np.ndarray
@@ -59,6 +69,7 @@ def encode(
     stride: int,
     gaussian: str = "circle",
     positive_cells: int = 1,
+    focal_px: float = 1.0,
 ) -> Targets:
     """Targets of one picture of network size.
 
@@ -68,6 +79,7 @@ def encode(
         stride: R of the paper.
         gaussian: "circle" of the paper's radius, or "ellipse" after the box's shape.
         positive_cells: supervise 1 cell, or 3x3 cells around the centre.
+        focal_px: `ModelSpec.focal_px`, under which depths are learnt.
     """
     height, width = (side // stride for side in sample.image.shape[:2])
     num_keypoints = sample.keypoints.shape[1]
@@ -82,6 +94,7 @@ def encode(
         draw_gaussian(heatmap[class_id], cell, _sigma(size, gaussian))
     joints = _draw_joints(keypoint_heatmap, keypoints, sizes)
     rows, row_cells, weights = _supervised_cells(cells, sizes, (width, height), positive_cells)
+    depth, dimensions, alpha, has_3d = _boxes_in_space(sample, focal_px)
     return Targets(
         heatmap=heatmap,
         keypoint_heatmap=keypoint_heatmap,
@@ -94,6 +107,10 @@ def encode(
         box_xyxy=boxes[rows].astype(np.float32),
         weight=weights,
         keypoints=keypoints[rows].astype(np.float32),
+        depth=depth[rows],
+        dimensions_hwl_m=dimensions[rows],
+        alpha_rad=alpha[rows],
+        has_3d=has_3d[rows],
         joint_picture=np.zeros(len(joints), np.int64),
         joint_cell_yx=joints[:, 1::-1].astype(np.int64),
         joint_offset=(joints % 1.0).astype(np.float32),
@@ -156,6 +173,10 @@ def collate(parts: Sequence[Targets]) -> Targets:
         box_xyxy=joined("box_xyxy"),
         weight=joined("weight"),
         keypoints=joined("keypoints"),
+        depth=joined("depth"),
+        dimensions_hwl_m=joined("dimensions_hwl_m"),
+        alpha_rad=joined("alpha_rad"),
+        has_3d=joined("has_3d"),
         joint_picture=np.repeat(numbers, joint_counts),
         joint_cell_yx=joined("joint_cell_yx"),
         joint_offset=joined("joint_offset"),
@@ -213,6 +234,27 @@ def _supervised_cells(
     counts = np.bincount(rows, minlength=len(cells))
     row_cells = np.array(list(owners), np.int64).reshape(-1, 2)
     return rows, row_cells, (1.0 / np.maximum(counts[rows], 1)).astype(np.float32)
+
+
+def _boxes_in_space(sample: Sample, focal_px: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) depths, (N, 3) dimensions, (N,) alphas and (N,) whether they are known, all float32.
+
+    Half as far away under half the focal length looks the same. So the depth head learns z / f, times a constant, and
+    scaled pictures and other cameras agree with each other. Likewise the picture of an object does not show its yaw,
+    but the yaw relative to the ray that sees it (Mousavian et al., arXiv:1612.00496, fig. 3).
+    """
+    count = len(sample.boxes_xyxy)
+    if sample.boxes3d is None or sample.camera is None:
+        none = np.zeros(count, np.float32)
+        return none, np.zeros((count, 3), np.float32), none, none
+    x, _, z = sample.boxes3d.center_m.T
+    depth = z * (focal_px / sample.camera.focal_px)
+    alpha = wrapped(sample.boxes3d.yaw_rad - np.arctan2(x, z))
+    values = np.column_stack([depth, sample.boxes3d.size_hwl_m, alpha]).astype(np.float32)  # (N, 5)
+    # An object behind the camera's plane has no depth that the head could give.
+    known = np.isfinite(values).all(axis=1) & (depth > 0)
+    values[~known] = 0.0
+    return values[:, 0], values[:, 1:4], values[:, 4], known.astype(np.float32)
 
 
 def _counted(ignored_xyxy: np.ndarray, heatmap: np.ndarray) -> np.ndarray:

@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdk.geometry import letterbox
+from sdk.preprocessing import prepare
 from tests.helpers import Array
-from tests.train.test_targets import make_sample
+from tests.train.test_targets import hulls, make_sample, sample_in_space
 from train.augment import Augmentation, jitter_colour
+from train.config import TrainConfig
 from train.samples import Sample
+from train.specs import spec_from_config
+from train.targets import encode
 
 PLAIN = Augmentation(flip=0.0, scale_range=(1.0, 1.0), colour=0.0, mosaic=0.0, flip_pairs=((1, 2),))
 # Marks of three colours: blue for the first keypoint, green and red for a left and a right one.
@@ -107,6 +112,58 @@ def test_what_remains_lies_in_the_picture(seed: int) -> None:
     for box, keypoints in zip(out.boxes_xyxy, out.keypoints, strict=True):
         inside = keypoints[keypoints[:, 2] > 0, :2]
         assert (inside >= box[:2] - 1).all() and (inside <= box[2:] + 1).all()
+
+
+@given(seed=st.integers(0, 10_000), flip=st.booleans(), crop=st.booleans())
+def test_the_camera_still_projects_boxes_in_space_onto_their_boxes(seed: int, flip: bool, crop: bool) -> None:
+    sample = sample_in_space(seed, count=4)
+    scales = (0.5, 2.5) if crop else (1.0, 1.0)
+    augmentation = replace(PLAIN, flip=float(flip), crop=crop, scale_range=scales, flip_pairs=())
+    out = augmentation.apply(drawing(sample), (160, 96), np.random.default_rng(seed))
+    assert out.boxes3d is not None and out.camera is not None and sample.boxes3d is not None
+    assert len(out.boxes3d) == len(out.boxes_xyxy)
+    assert out.camera.matrix[0, 0] > 0 and out.camera.matrix[1, 1] > 0
+    whole = hulls(out.boxes3d, out.camera)
+    np.testing.assert_allclose(np.clip(whole, 0, [160, 96, 160, 96]), out.boxes_xyxy, atol=2e-3)
+    # Sizes and distances are what they were: nothing but the camera is changed, or left and right.
+    kept = {tuple(size) for size in out.boxes3d.size_hwl_m.tolist()}
+    assert kept <= {tuple(size) for size in sample.boxes3d.size_hwl_m.tolist()}
+    assert set(out.boxes3d.center_m[:, 2].tolist()) <= set(sample.boxes3d.center_m[:, 2].tolist())
+    assert (np.abs(out.boxes3d.yaw_rad) <= np.float32(np.pi)).all()
+
+
+def test_mirrored_twice_is_the_same_world() -> None:
+    sample = sample_in_space(5)
+    mirror = replace(PLAIN, flip=1.0, crop=False, flip_pairs=())
+    once = mirror.apply(drawing(sample), (120, 80), np.random.default_rng(0))
+    twice = mirror.apply(drawing(once), (120, 80), np.random.default_rng(0))
+    assert sample.camera is not None and twice.camera is not None and twice.boxes3d is not None
+    assert sample.boxes3d is not None and once.boxes3d is not None
+    np.testing.assert_allclose(twice.camera.matrix, sample.camera.matrix, atol=1e-9)
+    rows = [int(np.abs(sample.boxes3d.center_m - centre).sum(axis=1).argmin()) for centre in twice.boxes3d.center_m]
+    np.testing.assert_allclose(twice.boxes3d.yaw_rad, sample.boxes3d.yaw_rad[rows], atol=1e-5)
+    # Seen from behind a mirror, what faced us still faces us: alpha becomes pi - alpha.
+    before, after = (encode(each, num_classes=1, stride=4).alpha_rad for each in (sample, once))
+    assert sorted(np.sin(before)) == pytest.approx(sorted(np.sin(after)), abs=1e-5)
+    assert sorted(np.cos(before)) == pytest.approx(sorted(-np.cos(after)), abs=1e-5)
+
+
+@pytest.mark.parametrize("wh", [(100, 80), (75, 120), (63, 63)])
+def test_without_crop_the_picture_is_where_the_detector_puts_it(wh: tuple[int, int]) -> None:
+    sample = marked_sample(0, wh)
+    out = replace(PLAIN, crop=False).apply(drawing(sample), (128, 96), np.random.default_rng(0))
+    expected = letterbox(wh, (128, 96)).image_to_input.apply(sample.boxes_xyxy.reshape(2, 2)).reshape(1, 4)
+    np.testing.assert_allclose(out.boxes_xyxy, expected, atol=1e-4)
+    spec = spec_from_config(replace(TrainConfig(), size=(128, 96)), ("person",), trained_on="")
+    prepared = prepare(sample.image, spec).tensor[0]
+    assert np.abs(out.image.astype(int) - prepared).mean() < 1.0
+
+
+def test_a_mosaic_has_no_camera() -> None:
+    out = replace(PLAIN, mosaic=1.0).apply(
+        drawing(*(sample_in_space(seed) for seed in range(4))), (128, 96), np.random.default_rng(0)
+    )
+    assert out.boxes3d is None and out.camera is None
 
 
 def test_what_is_cut_too_much_is_ignored_and_what_is_gone_is_gone() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sdk.errors import ConfigError
-from sdk.spec import COCO_FLIP_PAIRS
 from tests.train.test_targets import make_sample
-from train.batches import Batch, DrawnData, TrainingBatches, batch_loader, drawn_sample, input_size
+from train.batches import Batch, TrainingBatches, batch_loader, input_size
 from train.config import TrainConfig
-from train.samples import Sample
+from train.drawn import DrawnData, drawn_sample
+from train.samples import NO_KEYPOINTS, Sample
 
 CONFIG = replace(
     TrainConfig(), task="pose", classes=("person",), size=(64, 64), batch=3, max_steps=10, mosaic=0.3, drawn_scenes=0.2
@@ -23,7 +25,7 @@ SOURCE = DrawnData(7, (80, 60), seed=5)
 
 
 def _batches(config: TrainConfig = CONFIG, *, total_steps: int = 10) -> TrainingBatches:
-    return TrainingBatches(SOURCE, config, total_steps=total_steps, flip_pairs=COCO_FLIP_PAIRS, stride=4)
+    return TrainingBatches(SOURCE, config, total_steps=total_steps, stride=4)
 
 
 def _assert_equal(a: Batch, b: Batch) -> None:
@@ -69,6 +71,7 @@ class NumberedSource:
     """Pictures whose shade says which they are."""
 
     class_names = ("cat", "person")
+    keypoints = NO_KEYPOINTS
     num_keypoints = 0
 
     def __init__(self, length: int) -> None:
@@ -86,22 +89,54 @@ PLAIN = replace(TrainConfig(), size=(64, 64), batch=4, flip=0, scale_range=(1, 1
 
 
 def test_every_picture_comes_once_an_epoch_in_a_new_order() -> None:
-    batches = TrainingBatches(NumberedSource(10), PLAIN, total_steps=10, flip_pairs=(), stride=4)
+    batches = TrainingBatches(NumberedSource(10), PLAIN, total_steps=10, stride=4)
     shown = [int(image[32, 32, 0]) - 10 for step in range(5) for image in batches[step].images]
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))
     assert shown[:10] != shown[10:]
 
 
+@given(batch=st.integers(1, 9), world=st.integers(1, 4), accumulate=st.integers(1, 3), step=st.integers(0, 4))
+def test_processes_and_passes_share_the_pictures_of_a_step(batch: int, world: int, accumulate: int, step: int) -> None:
+    assume(world * accumulate <= batch)
+    config = replace(PLAIN, size=(32, 32), batch=batch, flip=0.5, colour=0.4, scale_range=(0.5, 1.5))
+    source = NumberedSource(10)
+    whole = TrainingBatches(source, config, total_steps=5, stride=4)[step]
+    shared = [
+        TrainingBatches(source, replace(config, accumulate=accumulate), total_steps=5, stride=4, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    parts = [ranked[step * accumulate + number] for ranked in shared for number in range(accumulate)]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part.targets.heatmap for part in parts]), whole.targets.heatmap)
+    assert torch.equal(torch.cat([part.targets.box_xyxy for part in parts]), whole.targets.box_xyxy)
+    assert [position for part in parts for position in part.positions] == list(whole.positions)
+    sizes = [len(part.images) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert {part.step for part in parts} == {step} and {len(ranked) for ranked in shared} == {5 * accumulate}
+
+
+def test_a_batch_says_which_samples_it_shows() -> None:
+    batches = TrainingBatches(NumberedSource(10), PLAIN, total_steps=10, stride=4)
+    for step in (0, 3):
+        shown = [int(image[32, 32, 0]) - 10 for image in batches[step].images]
+        assert batches.indices(batches[step]) == shown
+
+
+def test_more_parts_than_pictures_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch=4 cannot be shared by 3 processes with accumulate=2; set batch to 6"):
+        TrainingBatches(NumberedSource(4), replace(PLAIN, accumulate=2), total_steps=2, stride=4, world=3)
+
+
 def test_mosaic_ends_with_the_progress_asked_for() -> None:
     config = replace(PLAIN, mosaic=1.0, mosaic_until=0.5)
-    batches = TrainingBatches(NumberedSource(10), config, total_steps=10, flip_pairs=(), stride=4)
+    batches = TrainingBatches(NumberedSource(10), config, total_steps=10, stride=4)
     shades = [len(np.unique(batches[step].images[0].numpy())) for step in range(10)]
     assert all(count > 1 for count in shades[:5]) and shades[5:] == [1] * 5
 
 
 def test_small_pictures_come_first() -> None:
     config = replace(PLAIN, small_size_until=((0.2, 32, 32), (0.5, 32, 64)))
-    batches = TrainingBatches(NumberedSource(4), config, total_steps=10, flip_pairs=(), stride=4)
+    batches = TrainingBatches(NumberedSource(4), config, total_steps=10, stride=4)
     sizes = [tuple(batches[step].images.shape[1:3]) for step in (0, 1, 2, 4, 5, 9)]
     assert sizes == [(32, 32), (32, 32), (64, 32), (64, 32), (64, 64), (64, 64)]
     assert input_size(config, 1.0) == (64, 64)
@@ -109,12 +144,10 @@ def test_small_pictures_come_first() -> None:
 
 def test_drawn_people_join_photographs_as_the_class_person() -> None:
     config = replace(PLAIN, drawn_scenes=1.0)
-    batch = TrainingBatches(NumberedSource(4), config, total_steps=2, flip_pairs=(), stride=4)[0]
+    batch = TrainingBatches(NumberedSource(4), config, total_steps=2, stride=4)[0]
     assert batch.targets.keypoints.shape[1] == 0  # of a task without keypoints
     assert batch.targets.heatmap[:, 1].max() == 1 and batch.targets.heatmap[:, 0].max() == 0
-    mixed = TrainingBatches(
-        NumberedSource(4), replace(config, drawn_scenes=0.5, mosaic=0.5), total_steps=4, flip_pairs=(), stride=4
-    )
+    mixed = TrainingBatches(NumberedSource(4), replace(config, drawn_scenes=0.5, mosaic=0.5), total_steps=4, stride=4)
     assert [len(mixed[step].images) for step in range(4)] == [4] * 4
 
 
@@ -122,7 +155,7 @@ def test_drawn_people_need_the_class_person() -> None:
     source = NumberedSource(4)
     source.class_names = ("cat", "dog")
     with pytest.raises(ConfigError, match=r"drawn_scenes=0.5 draws people, but the classes are cat, dog; set drawn_"):
-        TrainingBatches(source, replace(PLAIN, drawn_scenes=0.5), total_steps=2, flip_pairs=(), stride=4)
+        TrainingBatches(source, replace(PLAIN, drawn_scenes=0.5), total_steps=2, stride=4)
 
 
 def test_drawn_data_is_a_function_of_seed_and_index() -> None:
@@ -137,12 +170,13 @@ def test_drawn_data_is_a_function_of_seed_and_index() -> None:
 def test_workers_do_not_hang_where_opencv_had_threads_before() -> None:
     code = """
 import cv2, numpy as np
-from train.batches import DrawnData, TrainingBatches, batch_loader
+from train.batches import TrainingBatches, batch_loader
+from train.drawn import DrawnData
 from train.config import override, preset
 cv2.setNumThreads(2)
 cv2.GaussianBlur(np.zeros((1000, 1000, 3), np.uint8), (0, 0), 3)
 config = override(preset("synthetic-pose"), {"max_steps": "2", "size": "64x64", "batch": "2"})
-batches = TrainingBatches(DrawnData(8, (64, 64), 0), config, total_steps=2, flip_pairs=(), stride=4)
+batches = TrainingBatches(DrawnData(8, (64, 64), 0), config, total_steps=2, stride=4)
 print(len(list(batch_loader(batches, range(2), 1))))
 """
     root = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdk.errors import ConfigError
-from train.config import PRESETS, TrainConfig, config_from_dict, config_to_dict, override, preset
+from train.config import PRESETS, TrainConfig, config_from_dict, config_to_dict, depth_focal_px, override, preset
 from train.models import ARCHITECTURES
 
 
@@ -26,8 +26,54 @@ def test_the_defaults_are_the_papers() -> None:
     assert config.learning_rate == pytest.approx(5e-4 * config.batch / 128)
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "rate", "epochs", "drops", "size"),
+    [
+        ("paper-detection", 128, 5e-4, 140, (90, 120), (512, 512)),
+        ("paper-detection-hourglass", 29, 2.5e-4, 50, (40,), (512, 512)),
+        ("paper-pose", 128, 5e-4, 320, (270, 300), (512, 512)),
+        ("paper-kitti", 16, 1.25e-4, 70, (45, 60), (1280, 384)),
+        ("paper-voc", 32, 1.25e-4, 70, (45, 60), (384, 384)),
+    ],
+)
+def test_presets_have_the_papers_schedules(
+    name: str, batch: int, rate: float, epochs: int, drops: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    config = preset(name)
+    assert (config.batch, config.learning_rate, config.epochs, config.size) == (batch, rate, epochs, size)
+    assert [round(at * config.epochs) for at in config.drop_at] == list(drops)
+    # No deviation of ours: circles, one cell an object, values in cells, nothing but Adam.
+    assert (config.gaussian, config.positive_cells, config.giou_weight) == ("circle", 1, 0)
+    assert (config.size_activation, config.keypoint_activation) == ("none", "none")
+    assert (config.optimizer, config.schedule, config.mosaic, config.ema_decay) == ("adam", "step", 0, 0)
+
+
+def test_boxes_in_space_are_trained_on_pictures_as_they_are() -> None:
+    config = preset("paper-kitti")
+    assert (config.crop, config.scale_range, config.flip, config.colour) == (False, (1, 1), 0, 0)
+    assert (config.depth_weight, config.rotation_weight, config.dimensions_weight) == (1, 1, 1)
+
+
+def test_depths_are_learnt_for_one_focal_length() -> None:
+    assert depth_focal_px(replace(TrainConfig(), size=(640, 192))) == 640
+    assert depth_focal_px(replace(TrainConfig(), focal_px=721.5)) == 721.5
+
+
+def test_what_contradicts_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"crop=false shows whole pictures.*set mosaic=0 and scale_range=1,1"):
+        override(TrainConfig(), {"crop": "false"})
+    with pytest.raises(ConfigError, match="crop=false"):
+        override(TrainConfig(), {"crop": "false", "scale_range": "1,1", "mosaic": "0.5"})
+    with pytest.raises(
+        ConfigError, match=r"mosaic=0.5 makes one picture of four cameras; for task pose\+3d it must be 0"
+    ):
+        override(TrainConfig(), {"task": "pose+3d", "mosaic": "0.5"})
+
+
 def test_an_unknown_preset_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="no preset 'fast'; there are paper-detection, person-pose, synthetic-pose"):
+    with pytest.raises(
+        ConfigError, match=r"no preset 'fast'; there are paper-detection, .*person-pose, .*synthetic-pose"
+    ):
         preset("fast")
 
 
@@ -100,11 +146,14 @@ def test_an_unknown_field_names_the_known() -> None:
         ("scale_range", "1", "scale_range=.*expected the smallest and the largest"),
         ("scale_range", "0,1", "scale_range"),
         ("scale_range", "2,1", "scale_range"),
-        ("optimizer", "sgd", "optimizer='sgd'; expected one of adam, adamw"),
+        ("optimizer", "rmsprop", "optimizer='rmsprop'; expected one of adam, adamw, sgd"),
         ("positive_cells", "2", "positive_cells=2; expected one of 1, 3"),
         ("gaussian", "square", "expected one of circle, ellipse"),
         ("task", "segmentation", "expected one of detection, pose, 3d"),
-        ("task", "3d", "3D boxes comes in a later version"),
+        ("task", "3d+pose", "expected one of detection, pose, 3d, pose"),
+        ("size_loss", "l2", "expected one of l1, smooth_l1"),
+        ("crop", "maybe", "crop='maybe' is no value of this option; expected bool"),
+        ("focal_px", "-1", "must not be negative"),
     ],
 )
 def test_wrong_values_are_refused(name: str, text: str, message: str) -> None:

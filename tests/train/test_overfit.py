@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdk.coco import read_coco
-from sdk.geometry import letterbox
-from train.batches import DrawnData
+from sdk.detector import Detector
+from train.checkpoint import load_checkpoint
 from train.coco import CocoData, find_split
 from train.config import TrainConfig, override, preset
 from train.data import TrainData
+from train.drawn import DrawnData, DrawnStreets
+from train.evaluate import TorchBackend, detect_samples
 from train.loop import train
-from train.samples import Sample, SampleSource
+from train.samples import NO_KEYPOINTS, SampleSource
 
 # No augmentation, and an average that forgets within tens of steps: the weights of step 200 are what counts.
 WITHOUT_AUGMENTATION = {
@@ -27,6 +28,7 @@ WITHOUT_AUGMENTATION = {
     "warmup_steps": "10",
     "small_size_until": "",
     "flip": "0",
+    "crop": "false",
     "scale_range": "1,1",
     "colour": "0",
     "mosaic": "0",
@@ -39,47 +41,34 @@ WITHOUT_AUGMENTATION = {
 }
 
 
-class Letterboxed:
-    """Pictures brought to the network's size as the detector does it, so that training does not shift them."""
-
-    num_keypoints = 0
-
-    def __init__(self, source: SampleSource, wh: tuple[int, int]) -> None:
-        self.class_names = source.class_names
-        self._samples = [_letterboxed(source.sample(index), wh) for index in range(len(source))]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def sample(self, index: int) -> Sample:
-        return self._samples[index]
-
-
-def _letterboxed(sample: Sample, wh: tuple[int, int]) -> Sample:
-    height, width = sample.image.shape[:2]
-    box = letterbox((width, height), wh)
-    assert box.resized_wh == (width, height), "no scaling is wanted here, only borders"
-    image = np.zeros((wh[1], wh[0], 3), np.uint8)
-    image[box.top : box.top + height, box.left : box.left + width] = sample.image
-    shift = np.array([box.left, box.top] * 2, np.float32)
-    return replace(
-        sample,
-        image=image,
-        boxes_xyxy=sample.boxes_xyxy + shift,
-        ignore_xyxy=sample.ignore_xyxy + shift,
-        keypoints=sample.keypoints[:, :0],
-    )
-
-
 def _overfit_ap(source: SampleSource, config: TrainConfig, out: Path) -> float:
-    pictures = Letterboxed(source, config.size)
-    assert len(pictures) == 8
-    return train(config, TrainData(pictures, pictures, "eight pictures"), out)["AP"]
+    assert len(source) == 8
+    return train(config, TrainData(source, source, "eight pictures"), out)["AP"]
 
 
 def test_eight_drawn_scenes_are_learnt(tmp_path: Path) -> None:
     config = override(preset("person-pose"), {**WITHOUT_AUGMENTATION, "size": "160x160"})
-    assert _overfit_ap(DrawnData(8, config.size, seed=0), config, tmp_path) > 0.9
+    assert _overfit_ap(DrawnData(8, config.size, seed=0, keypoints=NO_KEYPOINTS), config, tmp_path) > 0.9
+
+
+@pytest.mark.slow
+def test_eight_drawn_streets_are_learnt_in_space(tmp_path: Path) -> None:
+    changes = {**WITHOUT_AUGMENTATION, "task": "3d", "max_steps": "300", "evaluate_every": "300"}
+    config = override(preset("synthetic-3d"), {**changes, "size": "192x128"})
+    streets = DrawnStreets(8, config.size, seed=0)
+    assert _overfit_ap(streets, config, tmp_path) > 0.9
+    model, spec = load_checkpoint(tmp_path / "best.pth")
+    found = detect_samples(Detector(TorchBackend(model, spec)), streets, range(8))
+    distances, turns = [], []
+    for index, detections in found.items():
+        truth = streets.sample(index)
+        assert truth.boxes3d is not None and detections.boxes3d is not None
+        for box, center, yaw in zip(truth.boxes_xyxy, truth.boxes3d.center_m, truth.boxes3d.yaw_rad, strict=True):
+            row = int(np.abs(detections.xyxy - box).sum(axis=1).argmin())
+            distances.append(np.linalg.norm(detections.boxes3d.center_m[row] - center) / center[2])
+            turns.append(np.cos(detections.boxes3d.yaw_rad[row] - yaw))
+    assert np.median(distances) < 0.05
+    assert np.median(turns) > np.cos(0.1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train.targets
+from sdk.camera import CameraIntrinsics
+from sdk.results import Boxes3D
 from tests.helpers import Array
 from train.samples import Sample, empty_boxes
 from train.targets import MIN_OVERLAP, Targets, collate, draw_gaussian, encode, gaussian_radius
@@ -25,6 +28,27 @@ def make_sample(
         np.zeros((len(boxes), 0, 3), np.float32) if keypoints is None else np.array(keypoints, np.float32),
         empty_boxes() if ignore is None else np.array(ignore, np.float32),
     )
+
+
+KITTI_LIKE = CameraIntrinsics(np.array([[70.0, 0, 61, 4.5], [0, 72, 38, 0.2], [0, 0, 1, 0.003]]))
+
+
+def sample_in_space(seed: int, *, count: int = 3, camera: CameraIntrinsics = KITTI_LIKE) -> Sample:
+    """A black picture of 120x80 with boxes in space, all in front of the camera; 2D boxes are their hulls."""
+    rng = np.random.default_rng(seed)
+    centre = np.column_stack([rng.uniform(-6, 6, count), rng.uniform(-1, 1, count), rng.uniform(8, 30, count)])
+    boxes3d = Boxes3D(
+        centre.astype(np.float32),
+        rng.uniform([1.2, 1.4, 3], [2.0, 2.0, 5], (count, 3)).astype(np.float32),
+        rng.uniform(-np.pi, np.pi, count).astype(np.float32),
+    )
+    return replace(make_sample(hulls(boxes3d, camera), wh=(120, 80)), boxes3d=boxes3d, camera=camera)
+
+
+def hulls(boxes3d: Boxes3D, camera: CameraIntrinsics) -> Array:
+    """(N, 4) boxes around the projected corners."""
+    pixels = camera.project(boxes3d.corners_m())
+    return np.concatenate([pixels.min(axis=1), pixels.max(axis=1)], axis=1).astype(np.float32)
 
 
 def _iou(a: Array, b: Array) -> float:
@@ -166,6 +190,43 @@ def test_a_picture_without_objects(positive_cells: int) -> None:
     assert not targets.heatmap.any() and targets.keypoint_heatmap.shape == (17, 16, 16)
     assert targets.box_xyxy.shape == (0, 4) and targets.keypoints.shape == (0, 17, 3)
     assert targets.joint_offset.shape == (0, 2)
+
+
+@given(seed=st.integers(0, 1000), positive_cells=st.sampled_from([1, 3]), focal=st.floats(50, 2000))
+def test_boxes_in_space_become_depth_dimensions_and_alpha(seed: int, positive_cells: int, focal: float) -> None:
+    sample = sample_in_space(seed)
+    targets = encode(sample, num_classes=1, stride=4, positive_cells=positive_cells, focal_px=focal)
+    assert sample.boxes3d is not None and (targets.has_3d == 1).all()
+    for row in range(len(targets.cell_yx)):
+        owner = np.abs(sample.boxes_xyxy / 4 - targets.box_xyxy[row]).sum(axis=1).argmin()
+        x, _, z = sample.boxes3d.center_m[owner].astype(float)
+        # What the decoder will do: metres under this picture's focal length, and yaw along this object's ray.
+        assert targets.depth[row] * KITTI_LIKE.focal_px / focal == pytest.approx(z, rel=1e-5)
+        yaw = targets.alpha_rad[row] + np.arctan2(x, z)
+        assert np.cos(yaw - sample.boxes3d.yaw_rad[owner]) == pytest.approx(1, abs=1e-5)
+        np.testing.assert_array_equal(targets.dimensions_hwl_m[row], sample.boxes3d.size_hwl_m[owner])
+    assert (np.abs(targets.alpha_rad) <= np.float32(np.pi)).all()
+
+
+def test_a_picture_scaled_with_its_camera_has_the_same_depths() -> None:
+    sample = sample_in_space(0)
+    double = CameraIntrinsics(np.diag([2.0, 2.0, 1.0]) @ KITTI_LIKE.matrix)
+    large = replace(sample, image=np.zeros((160, 240, 3), np.uint8), boxes_xyxy=sample.boxes_xyxy * 2, camera=double)
+    depths = [encode(each, num_classes=1, stride=4, focal_px=100.0).depth for each in (sample, large)]
+    np.testing.assert_allclose(np.sort(depths[1]), np.sort(depths[0]) / 2, rtol=1e-5)
+
+
+def test_objects_without_a_place_in_space_are_marked() -> None:
+    sample = sample_in_space(1)
+    assert sample.boxes3d is not None
+    sample.boxes3d.center_m[0] = np.nan
+    sample.boxes3d.yaw_rad[1] = np.nan
+    targets = encode(sample, num_classes=1, stride=4, focal_px=100.0)
+    assert sorted(targets.has_3d) == [0, 0, 1] and len(targets.box_xyxy) == 3
+    assert np.isfinite(targets.depth).all() and np.isfinite(targets.alpha_rad).all()
+    assert not targets.dimensions_hwl_m[targets.has_3d == 0].any()
+    for lacking in (replace(sample, camera=None), replace(sample, boxes3d=None)):
+        assert not encode(lacking, num_classes=1, stride=4).has_3d.any()
 
 
 def test_a_batch_remembers_the_picture_of_each_row() -> None:
