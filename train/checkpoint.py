@@ -19,7 +19,6 @@ from sdk.spec import InputSpec, ModelSpec
 
 from .config import TrainConfig, config_from_dict, config_to_dict
 from .models import CenterNet, build_model
-from .models import load_imagenet_backbone as load_imagenet_backbone
 from .official import import_official, official_input, official_state, own_names, task_named
 from .torch_files import read_torch_file, write_torch_file
 

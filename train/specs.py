@@ -20,6 +20,8 @@ def spec_from_config(
 ) -> ModelSpec:
     """Heads and activations as the config asks; mean 0, so that the scale folds into the first convolution.
 
+    A run that starts from weights takes over the mean and std that they were learnt with.
+
     Args:
         config: of the run.
         class_names: of the data.
