@@ -115,7 +115,7 @@ def assemble(
     scores, class_ids = candidates.scores[kept], candidates.class_ids[kept]
     cells_xy = candidates.cells_yx[kept][:, ::-1].astype(np.float32)  # (N, 2)
     values = {name: value[kept] for name, value in candidates.values.items()}
-    size = _positive_size(values["size"], spec)
+    size = _positive_size(_own_size(values["size"], class_ids), spec)
     # Without an offset head the best guess is the middle of the cell.
     centre = cells_xy + values.get("offset", np.float32(0.5))
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)  # (N, 4) feature
@@ -133,6 +133,13 @@ def assemble(
     if camera is not None and "3d" in spec.tasks:
         boxes3d = locate(values, unclipped, spec, camera, feature_to_image, image_wh=image_wh)
     return Detections(xyxy, scores.copy(), class_ids.copy(), spec.class_names, keypoints, boxes3d)
+
+
+def _own_size(raw: Float32Array, class_ids: IntArray) -> Float32Array:
+    """(N, 2) of (N, 2), or of (N, 2C) where each class has its own size."""
+    if raw.shape[1] == 2:
+        return raw
+    return raw.reshape(len(raw), raw.shape[1] // 2, 2)[np.arange(len(raw)), class_ids]
 
 
 def _positive_size(raw: Float32Array, spec: ModelSpec) -> Float32Array:

@@ -240,7 +240,10 @@ class ModelSpec:
         for head in self.heads:
             _check_choice("head", head.name, get_args(HeadName))
             _check_choice(f"activation of {head.name}", head.activation, _ACTIVATIONS[head.name])
-            if head.channels != channels[head.name]:
+            allowed = {channels[head.name]}
+            if head.name == "size" and self.tasks == ("detection",):
+                allowed.add(2 * len(self.class_names))  # a size for each class
+            if head.channels not in allowed:
                 raise SpecError(
                     f"head {head.name!r} of {self.name!r} has {head.channels} channels, its {len(self.class_names)} "
                     f"classes and {keypoints} keypoints ask for {channels[head.name]}"

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sdk.errors import SdkError
+
 from .config import PRESETS, override, preset
 
 
@@ -42,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from .data import open_data
     from .loop import train
 
-    figures = train(config, open_data(args.data, config), args.out, resume=args.resume, init=args.init)
-    print("  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    train(config, open_data(args.data, config), args.out, resume=args.resume, init=args.init)
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="centeredge train", description=__doc__)
     add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
+    try:
+        sys.exit(run(parser.parse_args()))
+    except SdkError as err:
+        sys.exit(f"centeredge train: {err}")

@@ -40,6 +40,7 @@ class TensorTargets:
     joints_counted: Tensor
     picture: Tensor
     cell_yx: Tensor
+    class_id: Tensor
     box_xyxy: Tensor
     weight: Tensor
     keypoints: Tensor
@@ -165,6 +166,7 @@ class TrainingBatches(Dataset[Batch]):
             stride=self._stride,
             gaussian=self._config.gaussian,
             positive_cells=self._config.positive_cells,
+            class_sizes=self._config.class_sizes,
             focal_px=depth_focal_px(self._config),
         )
 

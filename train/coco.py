@@ -100,6 +100,10 @@ class CocoData:
             self._pictures.keep(index)
         return fits
 
+    def name(self, index: int) -> str:
+        """The file of a picture."""
+        return self._pictures.paths[index].name
+
     def sample(self, index: int) -> Sample:
         """Sample `index`; objects whose box has no width or height are left out.
 

@@ -59,6 +59,7 @@ class TrainConfig:
     # Targets
     gaussian: Literal["circle", "ellipse"] = "circle"  # the paper's radius, or one that follows the box's shape
     positive_cells: Literal[1, 3] = 1  # supervise size and offset on the centre, or on 3x3 cells around it
+    class_sizes: bool = False  # a size for each class at a cell: objects of two classes may share a centre
     size_activation: Literal["none", "exp"] = "none"  # the size head gives cells, or their logarithm
     keypoint_activation: Literal["none", "box"] = "none"  # keypoints in cells, or in units of the box
     focal_px: float = 0.0  # depths are learnt as this focal length (input pixels) would see them; 0: the input's width
@@ -96,9 +97,9 @@ def person_pose() -> TrainConfig:
         classes=("person",),
         size=(320, 320),
         # Small pictures first: most of what is to be learnt does not need the pixels, and costs a third.
-        small_size_until=((0.35, 192, 192), (0.68, 256, 256)),
+        small_size_until=((0.22, 192, 192), (0.425, 256, 256)),
         batch=16,  # small batches: more steps for the same pictures
-        max_steps=25000,
+        max_steps=40000,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.05,
@@ -117,7 +118,7 @@ def person_pose() -> TrainConfig:
         keypoint_activation="box",
         size_weight=1.0,
         giou_weight=2.0,
-        keypoint_weight=4.0,
+        keypoint_weight=6.0,
     )
 
 
@@ -359,7 +360,13 @@ def _check(config: TrainConfig) -> None:
     for width, height in [config.size, *((w, h) for _, w, h in config.small_size_until)]:
         if width % 32 or height % 32 or width < 32 or height < 32:
             raise ConfigError(f"size {width}x{height} must be a multiple of 32, the networks' coarsest stride")
+    _check_sizes(config)
     _check_3d(config)
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    if config.class_sizes and config.task != "detection":
+        raise ConfigError(f"class_sizes gives boxes alone several sizes; task {config.task} needs one an object")
 
 
 def _check_3d(config: TrainConfig) -> None:

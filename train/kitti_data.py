@@ -78,6 +78,10 @@ class KittiData:
             self._pictures.keep(index)
         return fits
 
+    def name(self, index: int) -> str:
+        """The file of a picture."""
+        return self._pictures.paths[index].name
+
     def sample(self, index: int) -> Sample:
         """Sample `index`.
 

@@ -157,17 +157,22 @@ def _box_losses(cells: dict[str, Tensor], targets: TensorTargets, config: TrainC
     def mean(errors: Tensor) -> Tensor:  # (P, n)
         return (errors.sum(dim=1) * targets.weight).sum() / objects
 
+    found_size = cells["size"]
+    if config.class_sizes:  # (P, 2C)
+        found_size = found_size.reshape(len(found_size), -1, 2)[
+            torch.arange(len(found_size), device=found_size.device), targets.class_id
+        ]
     wanted_size = size.clamp(min=1e-3).log() if config.size_activation == "exp" else size
     size_error = (
-        F.smooth_l1_loss(cells["size"], wanted_size, reduction="none")
+        F.smooth_l1_loss(found_size, wanted_size, reduction="none")
         if config.size_loss == "smooth_l1"
-        else (cells["size"] - wanted_size).abs()  # eq. 3
+        else (found_size - wanted_size).abs()  # eq. 3
     )
     out = {"size": config.size_weight * mean(size_error)}
     if "offset" in cells:
         out["offset"] = config.offset_weight * mean((cells["offset"] - (centre - origin)).abs())  # eq. 2
     if config.giou_weight:
-        decoded = cells["size"].clamp(max=8).exp() if config.size_activation == "exp" else cells["size"].clamp(min=1e-3)
+        decoded = found_size.clamp(max=8).exp() if config.size_activation == "exp" else found_size.clamp(min=1e-3)
         middle = origin + cells.get("offset", torch.full_like(origin, 0.5))
         boxes = torch.cat([middle - decoded / 2, middle + decoded / 2], dim=1)
         out["giou"] = config.giou_weight * mean(1 - generalised_iou(boxes, targets.box_xyxy)[:, None])

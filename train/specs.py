@@ -38,7 +38,7 @@ def spec_from_config(
     heads = [
         HeadSpec("heatmap", len(class_names), "sigmoid"),
         HeadSpec("offset", 2, "none"),
-        HeadSpec("size", 2, config.size_activation),
+        HeadSpec("size", 2 * len(class_names) if config.class_sizes else 2, config.size_activation),
     ]
     if pose:
         tasks.append("pose")

@@ -32,6 +32,7 @@ class Targets:
         joints_counted: (1, h, w) float32, the same for joints: also 0 on people whose joints nobody labelled.
         picture: (P,) int64 which picture of the batch.
         cell_yx: (P, 2) int64.
+        class_id: (P,) int64.
         box_xyxy: (P, 4) float32.
         weight: (P,) float32; the cells of an object sum to 1.
         keypoints: (P, K, 3) float32 x, y, labelled (0 or 1).
@@ -50,6 +51,7 @@ class Targets:
     joints_counted: np.ndarray
     picture: np.ndarray
     cell_yx: np.ndarray
+    class_id: np.ndarray
     box_xyxy: np.ndarray
     weight: np.ndarray
     keypoints: np.ndarray
@@ -70,6 +72,7 @@ def encode(
     gaussian: str = "circle",
     positive_cells: int = 1,
     focal_px: float = 1.0,
+    class_sizes: bool = False,
 ) -> Targets:
     """Targets of one picture of network size.
 
@@ -80,6 +83,7 @@ def encode(
         gaussian: "circle" of the paper's radius, or "ellipse" after the box's shape.
         positive_cells: supervise 1 cell, or 3x3 cells around the centre.
         focal_px: `ModelSpec.focal_px`, under which depths are learnt.
+        class_sizes: objects of several classes may share a cell, as each class has its own size there.
     """
     height, width = (side // stride for side in sample.image.shape[:2])
     num_keypoints = sample.keypoints.shape[1]
@@ -93,7 +97,8 @@ def encode(
     for class_id, cell, size in zip(sample.class_ids, cells, sizes, strict=True):
         draw_gaussian(heatmap[class_id], cell, _sigma(size, gaussian))
     joints = _draw_joints(keypoint_heatmap, keypoints, sizes)
-    rows, row_cells, weights = _supervised_cells(cells, sizes, (width, height), positive_cells)
+    layers = sample.class_ids if class_sizes else np.zeros_like(sample.class_ids)
+    rows, row_cells, weights = _supervised_cells(layers, cells, sizes, (width, height), positive_cells)
     depth, dimensions, alpha, has_3d = _boxes_in_space(sample, focal_px)
     return Targets(
         heatmap=heatmap,
@@ -104,6 +109,7 @@ def encode(
         ),
         picture=np.zeros(len(rows), np.int64),
         cell_yx=row_cells,
+        class_id=sample.class_ids[rows],
         box_xyxy=boxes[rows].astype(np.float32),
         weight=weights,
         keypoints=keypoints[rows].astype(np.float32),
@@ -170,6 +176,7 @@ def collate(parts: Sequence[Targets]) -> Targets:
         joints_counted=stacked("joints_counted"),
         picture=np.repeat(numbers, counts),
         cell_yx=joined("cell_yx"),
+        class_id=joined("class_id"),
         box_xyxy=joined("box_xyxy"),
         weight=joined("weight"),
         keypoints=joined("keypoints"),
@@ -215,24 +222,24 @@ def _draw_joints(keypoint_heatmap: np.ndarray, keypoints: np.ndarray, sizes: np.
 
 
 def _supervised_cells(
-    cells: np.ndarray, sizes: np.ndarray, wh: tuple[int, int], positive_cells: int
+    layers: np.ndarray, cells: np.ndarray, sizes: np.ndarray, wh: tuple[int, int], positive_cells: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which object each supervised cell belongs to, the cells (y, x), and their weights.
 
-    Where two objects claim a cell, its own centre goes first, then the smaller object.
+    Where two objects of one layer claim a cell, its own centre goes first, then the smaller object.
     """
-    owners: dict[tuple[int, int], int] = {}
+    owners: dict[tuple[int, int, int], int] = {}
     for row in np.argsort(-sizes.prod(axis=1), kind="stable"):
         if positive_cells == 3 and sizes[row].min() >= MIN_BOX_FOR_NEIGHBOURS:
             x, y = cells[row]
             for near_y in range(max(0, y - 1), min(wh[1], y + 2)):
                 for near_x in range(max(0, x - 1), min(wh[0], x + 2)):
-                    owners[near_y, near_x] = int(row)
+                    owners[int(layers[row]), near_y, near_x] = int(row)
     for row in np.argsort(-sizes.prod(axis=1), kind="stable"):
-        owners[int(cells[row][1]), int(cells[row][0])] = int(row)
+        owners[int(layers[row]), int(cells[row][1]), int(cells[row][0])] = int(row)
     rows = np.array(list(owners.values()), np.int64)
     counts = np.bincount(rows, minlength=len(cells))
-    row_cells = np.array(list(owners), np.int64).reshape(-1, 2)
+    row_cells = np.array(list(owners), np.int64).reshape(-1, 3)[:, 1:]
     return rows, row_cells, (1.0 / np.maximum(counts[rows], 1)).astype(np.float32)
 
 

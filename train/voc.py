@@ -90,6 +90,10 @@ class VocData:
             self._pictures.keep(index)
         return fits
 
+    def name(self, index: int) -> str:
+        """The file of a picture."""
+        return self._pictures.paths[index].name
+
     def sample(self, index: int) -> Sample:
         """Sample `index`; difficult objects are regions to ignore.
 

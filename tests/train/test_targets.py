@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 import train.targets
 from sdk.camera import CameraIntrinsics
+from sdk.decoding import assemble, find_peaks
+from sdk.geometry import input_to_feature
 from sdk.results import Boxes3D
-from tests.helpers import Array
+from sdk.spec import HeadSpec
+from tests.helpers import Array, empty_heads, tiny_spec
 from train.samples import Sample, empty_boxes
 from train.targets import MIN_OVERLAP, Targets, collate, draw_gaussian, encode, gaussian_radius
 
@@ -243,3 +246,29 @@ def test_a_batch_remembers_the_picture_of_each_row() -> None:
 def test_examples_in_the_documentation() -> None:
     result = doctest.testmod(train.targets)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("class_sizes", [False, True])
+def test_with_a_size_for_each_class_two_classes_may_share_a_centre(class_sizes: bool) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    boxes = np.array([[10, 12, 50, 44], [24, 20, 36, 36]], np.float32)  # both around (30, 28)
+    sample = Sample(image, boxes, np.array([0, 1]), np.zeros((2, 0, 3), np.float32), empty_boxes())
+    targets = encode(sample, num_classes=2, stride=4, class_sizes=class_sizes)
+    spec = tiny_spec(
+        heads=(
+            HeadSpec("heatmap", 2, "sigmoid"),
+            HeadSpec("offset", 2, "none"),
+            HeadSpec("size", 4 if class_sizes else 2, "none"),
+        )
+    )
+    heads = empty_heads(spec)
+    heads["heatmap"][0] = np.where(targets.heatmap == 1, 5.0, -5.0)
+    for (y, x), class_id, box in zip(targets.cell_yx, targets.class_id, targets.box_xyxy, strict=True):
+        channel = 2 * class_id if class_sizes else 0
+        heads["size"][0, channel : channel + 2, y, x] = box[2:] - box[:2]
+        heads["offset"][0, :, y, x] = (box[:2] + box[2:]) / 2 - [x, y]
+    found = find_peaks(heads, spec, score_threshold=0.5)
+    detections = assemble(found, spec, input_to_feature(4).inverse(), image_wh=(64, 64))
+    assert len(detections) == 2
+    right = [np.allclose(detections.xyxy[detections.class_ids == i][0], boxes[i], atol=1e-4) for i in range(2)]
+    assert all(right) == class_sizes
