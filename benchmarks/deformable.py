@@ -23,7 +23,7 @@ from train.models.deform_conv import (
 from .decoding import shown
 
 LAYERS = ((512, 256, 16), (256, 128, 32), (128, 64, 64), (128, 128, 64), (64, 64, 128))
-BATCHES = (1, 8)  # a frame; a step of training
+BATCHES = (1, 4)  # a frame; a step of training
 
 
 def run() -> None:
@@ -42,7 +42,7 @@ def run() -> None:
                 print(f"{batch}x{channels} -> {out_channels} at {side}x{side}, {threads} threads")
                 for passes, call in (("forward", forward), ("forward and backward", forward_backward)):
                     calls = {name: bound(call, form, arguments) for name, form in forms.items()}
-                    print(f"  {passes}: {shown(medians_ms(calls, rounds=9, warm_up=2))}", flush=True)
+                    print(f"  {passes}: {shown(medians_ms(calls, rounds=5, warm_up=1))}", flush=True)
 
 
 def layer_arguments(batch: int, channels: int, out_channels: int, side: int) -> list[Tensor]:

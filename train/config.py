@@ -200,7 +200,7 @@ def paper_voc() -> TrainConfig:
 
 
 def kitti_edge() -> TrainConfig:
-    """3D boxes for a small machine, trained on a CPU from scratch."""
+    """3D boxes for a small machine, trained on a CPU; start it with --init train/weights/person-pose.pth."""
     return replace(
         person_pose(),
         name="kitti-edge",
@@ -209,8 +209,11 @@ def kitti_edge() -> TrainConfig:
         size=(640, 192),  # half of the paper's, which keeps KITTI's shape
         small_size_until=(),
         batch=8,
-        max_steps=6000,
+        max_steps=1500,
         learning_rate=1e-3,
+        ema_decay=0.995,  # the usual average would still remember the first steps of so short a run
+        evaluate_every=500,
+        held_back=8,  # of few frames
         # Depths are learnt relative to the focal length, so that flip is exact, and so would scale and crop be;
         # but the paper's figures are without, and the camera of a car always looks the same way.
         crop=False,
@@ -242,7 +245,22 @@ def synthetic_detection() -> TrainConfig:
 
 def synthetic_pose() -> TrainConfig:
     """The same for people and their joints."""
-    return replace(synthetic_detection(), name="synthetic-pose", task="pose", classes=("person",))
+    return replace(
+        synthetic_detection(),
+        name="synthetic-pose",
+        task="pose",
+        classes=("person",),
+        size=(256, 256),  # joints are a matter of pixels
+        # Boxes come within hundreds of steps, exact joints take thousands; so small batches, many steps.
+        batch=8,
+        max_steps=5000,
+        learning_rate=3e-3,
+        evaluate_every=1000,
+        held_back=64,
+        # The pictures are drawn without end; none of them has to be made into several.
+        crop=False,
+        scale_range=(1.0, 1.0),
+    )
 
 
 def synthetic_3d() -> TrainConfig:
@@ -252,12 +270,10 @@ def synthetic_3d() -> TrainConfig:
         name="synthetic-3d",
         task="3d",
         size=(256, 160),
-        # Boxes come within hundreds of steps, orientations take thousands; so small batches, many steps.
-        batch=8,
+        batch=8,  # as above: orientations take thousands of steps
         max_steps=3000,
         evaluate_every=1000,
         held_back=64,  # KITTI's rule counts recalls that fewer than 41 objects cannot reach as 0
-        # The pictures are drawn without end; none of them has to be made into several.
         crop=False,
         scale_range=(1.0, 1.0),
     )

@@ -57,11 +57,12 @@ def test_any_classes_and_keypoints(tmp_path: Path) -> None:
 def test_synthetic_data_for_every_task(
     task: str, class_names: tuple[str, ...], keypoints: KeypointSchema, boxes3d: bool
 ) -> None:
-    data = open_data("synthetic", replace(preset("synthetic-pose"), task=task, classes=()))
+    config = replace(preset("synthetic-pose"), task=task, classes=(), size=(192, 160), held_back=32)
+    data = open_data("synthetic", config)
     assert data.train.class_names == data.held_back.class_names == class_names
     assert data.train.keypoints == keypoints
     first, held_back = data.train.sample(0), data.held_back.sample(0)
-    assert first.image.shape == (192, 192, 3) and not np.array_equal(first.image, held_back.image)
+    assert first.image.shape == (160, 192, 3) and not np.array_equal(first.image, held_back.image)
     assert first.keypoints.shape[1] == len(keypoints) == data.train.num_keypoints
     assert (first.boxes3d is not None, first.camera is not None) == (boxes3d, boxes3d)
     assert len(data.held_back) == 32
