@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from train.checkpoint import load_checkpoint
 
-    from .onnx_export import check_size, export_onnx
+    from .onnx_export import check_size, export_onnx, input_multiple
     from .verification import difference_table
 
     model, spec = load_checkpoint(args.checkpoint, args.architecture, args.task)
     if args.size is not None:
-        check_size(args.size)
+        check_size(args.size, input_multiple(model))
         spec = spec.with_input_size(*args.size)
     differences = export_onnx(model, spec, args.out)
     width, height = spec.input.wh

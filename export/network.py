@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdk.spec import ModelSpec
+from train.models.deform_conv import TAPS, DeformConv2d
 
 from .errors import ExportError
 
@@ -59,6 +60,29 @@ class GlobalAveragePool(nn.Module):
         return out
 
 
+class DeformConv(nn.Module):
+    """A deformable convolution as one ONNX operator, which ONNX Runtime has on CPUs; TensorRT has none.
+
+    Args:
+        layer: the layer of the network.
+    """
+
+    def __init__(self, layer: DeformConv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.conv_offset_mask = layer.weight, layer.bias, layer.conv_offset_mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        offsets, mask = self.conv_offset_mask(x).split([2 * TAPS, TAPS], dim=1)
+        out: Tensor = torch.onnx.ops.symbolic(
+            "DeformConv",
+            (x, self.weight, offsets, self.bias, torch.sigmoid(mask)),
+            attrs={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+            dtype=x.dtype,
+            shape=(x.shape[0], self.weight.shape[0], *x.shape[2:]),
+        )
+        return out
+
+
 def _fold_scale(network: nn.Module, spec: ModelSpec) -> None:
     """Make the first convolution take `pixel - 255 mean` in place of `(pixel / 255 - mean) / std`."""
     scale = 1.0 / (_PIXEL_MAX * torch.tensor(spec.input.std, dtype=torch.float64))  # (3,)
@@ -94,3 +118,5 @@ def _use_onnx_operators(network: nn.Module) -> None:
         for name, layer in parent.named_children():
             if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
                 setattr(parent, name, GlobalAveragePool())
+            elif isinstance(layer, DeformConv2d):
+                setattr(parent, name, DeformConv(layer))

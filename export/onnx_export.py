@@ -24,6 +24,7 @@ from calibration.onnx_files import replacing, write_onnx
 from sdk.backends.onnxruntime import INPUT_NAME, OnnxRuntimeBackend
 from sdk.spec import ModelSpec
 from train.evaluate import TorchBackend
+from train.models.deform_conv import DeformConv2d
 
 from .errors import ExportError
 from .graph import tidy
@@ -32,7 +33,7 @@ from .verification import HeadDifference, check, compare_heads, drawn_frames
 
 # ONNX Runtime quantises up to 20, and the exporter is at home in 18.
 OPSET = 18
-COARSEST_STRIDE = 32  # of every network in train.models
+DEFORM_CONV_OPSET = 19  # the first with the operator
 _EXPORTER_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -54,7 +55,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> list[HeadDiffe
             differ.
         ConfigError: the file cannot be written.
     """
-    check_size(spec.input.wh)
+    check_size(spec.input.wh, input_multiple(model))
     with replacing(path) as temporary:
         graph = _traced(model, spec)
         tidy(graph)
@@ -75,14 +76,19 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_size(wh: tuple[int, int]) -> None:
+def input_multiple(model: nn.Module) -> int:
+    """What the sides of the input must be multiples of."""
+    return int(getattr(model, "input_multiple", 32))
+
+
+def check_size(wh: tuple[int, int], multiple: int) -> None:
     """Raises ExportError where the network's coarsest map would not come out whole."""
     for side in wh:
-        if side % COARSEST_STRIDE:
-            below = max(side // COARSEST_STRIDE, 1) * COARSEST_STRIDE
+        if side % multiple:
+            below = max(side // multiple, 1) * multiple
             raise ExportError(
-                f"size {wh[0]}x{wh[1]} does not fit: {side} is no multiple of {COARSEST_STRIDE}, the network's "
-                f"coarsest stride; the nearest are {below} and {below + COARSEST_STRIDE}"
+                f"size {wh[0]}x{wh[1]} does not fit: {side} is no multiple of {multiple}, the network's "
+                f"coarsest stride; the nearest are {below} and {below + multiple}"
             )
 
 
@@ -96,7 +102,7 @@ def _traced(model: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
                 (frame,),
                 input_names=[INPUT_NAME],
                 output_names=[head.name for head in spec.heads],
-                opset_version=OPSET,
+                opset_version=_opset_of(model),
                 dynamo=True,
                 verbose=False,
             )
@@ -105,6 +111,10 @@ def _traced(model: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
             raise ExportError(f"PyTorch cannot express this model in ONNX: {reason}") from err
     assert program is not None
     return program.model_proto
+
+
+def _opset_of(model: nn.Module) -> int:
+    return DEFORM_CONV_OPSET if any(isinstance(layer, DeformConv2d) for layer in model.modules()) else OPSET
 
 
 @contextmanager

@@ -113,8 +113,9 @@ def test_the_exporter_is_silent(
 
 
 @pytest.mark.slow
-def test_resnet_18_too(tmp_path: Path) -> None:
-    differences = export_onnx(*lively_model("res_18_up"), tmp_path / "model.onnx")
+@pytest.mark.parametrize("architecture", ["res_18_up", "res_18", "resdcn_18", "dlav0_34", "dla_34"])
+def test_the_papers_networks_too(architecture: str, tmp_path: Path) -> None:
+    differences = export_onnx(*lively_model(architecture), tmp_path / "model.onnx")
     assert all(head.max < 1e-4 for head in differences)
 
 
