@@ -94,11 +94,7 @@ class CocoData:
 
     def cache_images(self, limit_mb: int) -> bool:
         """Decode every photograph once and keep it, if all fit into `limit_mb`; says whether they do."""
-        total: int = sum(image["width"] * image["height"] * 3 for image in self.images)
-        fits = total <= limit_mb * 1_000_000
-        for index in range(len(self)) if fits else ():
-            self._pictures.keep(index)
-        return fits
+        return self._pictures.keep(sum(3 * image["width"] * image["height"] for image in self.images), limit_mb)
 
     def name(self, index: int) -> str:
         """The file of a picture."""

@@ -73,10 +73,8 @@ class KittiData:
     def cache_images(self, limit_mb: int) -> bool:
         """Decode every frame once and keep it, if all fit into `limit_mb`; says whether they do."""
         # Frames are of one camera, or of a few that are alike.
-        fits = len(self) == 0 or self._pictures.image(0).nbytes * len(self) <= limit_mb * 1_000_000
-        for index in range(len(self)) if fits else ():
-            self._pictures.keep(index)
-        return fits
+        frame_bytes = self._pictures.image(0).nbytes if len(self) else 0
+        return self._pictures.keep(frame_bytes * len(self), limit_mb)
 
     def name(self, index: int) -> str:
         """The file of a picture."""

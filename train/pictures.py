@@ -43,9 +43,15 @@ class Pictures:
             )
         return np.asarray(image, np.uint8)
 
-    def keep(self, index: int) -> None:
-        """Decode picture `index` once and for all; before workers are forked, so that they share it."""
-        self._kept[index] = self.image(index)
+    def keep(self, num_bytes: int, limit_mb: int) -> bool:
+        """Decode all once and for all, if their `num_bytes` fit into `limit_mb`; says whether they do.
+
+        Before workers are forked, so that they share them.
+        """
+        fits = num_bytes <= limit_mb * 1_000_000
+        if fits:
+            self._kept = {index: self.image(index) for index in range(len(self.paths))}
+        return fits
 
 
 def decode_whole(path: Path) -> tuple[npt.NDArray[np.uint8] | None, str]:

@@ -85,10 +85,7 @@ class VocData:
 
     def cache_images(self, limit_mb: int) -> bool:
         """Decode every picture once and keep it, if all fit into `limit_mb`; says whether they do."""
-        fits = sum(3 * objects.wh[0] * objects.wh[1] for objects in self._objects) <= limit_mb * 1_000_000
-        for index in range(len(self)) if fits else ():
-            self._pictures.keep(index)
-        return fits
+        return self._pictures.keep(sum(3 * objects.wh[0] * objects.wh[1] for objects in self._objects), limit_mb)
 
     def name(self, index: int) -> str:
         """The file of a picture."""
