@@ -142,6 +142,7 @@ class Trainer:
             world=self.processes.world,
         )
         self.model = build_model(config.architecture, self.spec.heads)
+        _check_sizes(config, self.model.input_multiple)
         synchronise_batch_norm(self.model, self.processes, self.device)
         # channels_last is the layout in which oneDNN and cuDNN run 3x3 convolutions fastest
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -551,6 +552,12 @@ class _Progress:
             self._writer.add_scalar("waiting_for_data", self._waited_s / self._seconds, trainer.step)
         self._sums.clear()
         self._steps, self._seconds, self._waited_s = 0, 0.0, 0.0
+
+
+def _check_sizes(config: TrainConfig, multiple: int) -> None:
+    for width, height in [config.size, *((w, h) for _, w, h in config.small_size_until)]:
+        if width % multiple or height % multiple:
+            raise ConfigError(f"size {width}x{height}: {config.architecture} takes multiples of {multiple} pixels")
 
 
 def _check_device(config: TrainConfig, device: torch.device) -> None:

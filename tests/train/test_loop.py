@@ -414,3 +414,9 @@ def test_the_average_follows_the_weights() -> None:
         layer.weight.fill_(5.0)
     off.update(layer, step=1000)
     assert off.state["weight"].item() == 5.0
+
+
+def test_a_size_that_the_network_cannot_halve_often_enough_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(architecture="hourglass", size="192x128")
+    with torch.device("meta"), pytest.raises(ConfigError, match=r"192x128: hourglass takes multiples of 128 pixels"):
+        Trainer(config, open_data("synthetic", config), tmp_path)
