@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,9 @@ def read_torch_file(path: str | Path) -> Any:
         InputError: missing, not such a file, truncated, or one that would execute code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, about odd pickles: what is wrong is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:
         raise InputError(f"there is no checkpoint {path}") from err
     except pickle.UnpicklingError as err:
