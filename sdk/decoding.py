@@ -12,6 +12,7 @@ All "raw" values are before the activation. Feature coordinates count cells, (0,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ _OFFICIAL_REACH = 0.3
 # Looking at the neighbours of each cell above the threshold beats a dense maximum filter until about
 # this many cells are left (docs/benchmarks.md).
 _MAX_SPARSE_CELLS = 40_000
+_PIECE = 65_536  # cells that are compared with the threshold at once
+_of_thread = threading.local()
 _WINDOW = np.ones((3, 3), np.uint8)
 
 
@@ -245,8 +248,8 @@ def _peaks(
 
 def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
     """Flat indices, rising, of the peaks of (C, h, w) maps that are not below the threshold."""
-    above = np.flatnonzero(logits.ravel() >= threshold)
-    if len(above) > _MAX_SPARSE_CELLS:
+    above = _cells_above(logits.ravel(), threshold)
+    if above is None:
         return _dense_peak_indices(logits, threshold)
     height, width = logits.shape[1:]
     y, x = above // width % height, above % width
@@ -260,6 +263,28 @@ def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
         for step_x in steps_x:
             peak &= values >= flat[above + (step_y + step_x)]
     return above[peak]
+
+
+def _cells_above(flat: Float32Array, threshold: float) -> IntArray | None:
+    """Indices, rising, of values that are not below the threshold; None where they are too many to look at one by one.
+
+    Piece by piece through one small mask that each thread keeps. A new mask is fresh memory in each call, and at times
+    the system takes it back every time: the first touch of its pages then costs many times the comparison.
+    """
+    if not hasattr(_of_thread, "mask"):
+        _of_thread.mask = np.empty(_PIECE, np.bool_)
+    mask = _of_thread.mask
+    found: list[IntArray] = []
+    count = 0
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]
+        above = np.flatnonzero(np.greater_equal(piece, threshold, out=mask[: len(piece)]))
+        count += len(above)
+        if count > _MAX_SPARSE_CELLS:
+            return None
+        if len(above):
+            found.append(above + start)
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def _dense_peak_indices(logits: Float32Array, threshold: float) -> IntArray:
