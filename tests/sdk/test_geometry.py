@@ -44,7 +44,8 @@ def test_then_is_one_after_the_other(first: Affine, second: Affine, point: tuple
     after = Affine(second.matrix, "input", "feature")
     both = first.then(after)
     assert (both.source, both.target) == ("image", "feature")
-    np.testing.assert_allclose(both.apply(np.array(point)), after.apply(first.apply(np.array(point))), rtol=1e-9)
+    one_by_one = after.apply(first.apply(np.array(point)))
+    np.testing.assert_allclose(both.apply(np.array(point)), one_by_one, rtol=1e-9, atol=1e-9)
 
 
 def test_then_refuses_frames_that_do_not_meet() -> None:
