@@ -128,7 +128,7 @@ def assert_found(detections: Detections, world: World, *, atol: float = 1e-3) ->
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Up to three objects in view of some camera, the nearest corners 2.5 m or more ahead: nearer ones take more rounds than there are."""
+    """Up to three objects in view of some camera; corners nearer than 2.5 m take more rounds than there are."""
     focal, cx, cy = draw(st.floats(300, 1500)), draw(st.floats(500, 740)), draw(st.floats(120, 250))
     shift = draw(st.sampled_from([(0.0, 0.0, 0.0), (45.8, -0.35, 0.005), (-380.0, 2.0, 0.003)]))
     camera = CameraIntrinsics(
