@@ -141,7 +141,8 @@ def test_a_box_in_space_that_reaches_behind_the_camera_is_cut_there():
 def test_absurd_boxes_in_space_do_no_harm():
     for center in ((np.nan, 0, 5), (1e30, 0, 1), (0, 0, 0), (-1e9, 1e9, 1e-9)):
         for size in ((1e3, 1e3, 1e3), (0, 0, 0), (np.inf, 1, 1)):
-            draw(GRAY, _car(center, size_hwl=size), intrinsics=CAMERA)
+            picture = draw(GRAY, _car(center, size_hwl=size), intrinsics=CAMERA)
+            assert picture.shape == GRAY.shape and picture.dtype == np.uint8
 
 
 def test_what_lies_outside_or_is_not_a_number_does_no_harm():
