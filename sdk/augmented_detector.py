@@ -164,14 +164,14 @@ class AugmentedDetector:
         if self.spec.output != "dense":
             raise ConfigError(
                 f"model {name!r} gives peaks, and these options need the maps they were taken from; evaluate the "
-                "checkpoint or the ONNX file that it was made from"
+                "checkpoint, or what `centeredge export CHECKPOINT OUT.onnx --target onnxruntime` makes of it"
             )
         other_sizes = self._resolution == "keep" or any(scale != 1 for scale in self._scales)
         if other_sizes and not getattr(self._backend, "any_size", True):
             width, height = self.spec.input.wh
             raise ConfigError(
                 f"scales and resolution keep need a model that takes frames of any size, and {name!r} was exported "
-                f"for {width}x{height} alone; evaluate the .pth it was exported from"
+                f"for {width}x{height} alone; evaluate the .pth it was exported from, or export that with --any-size"
             )
 
 

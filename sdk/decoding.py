@@ -88,7 +88,7 @@ def find_peaks(heads: Mapping[str, npt.NDArray[Any]], spec: ModelSpec, *, score_
     scores, class_ids, cells = _peaks(maps["heatmap"], score_threshold, spec.max_detections, per_channel=False)
     at_cell = [str(name) for name in maps if "heatmap" not in name]
     values = {name: _at_cells(maps, name, cells, spec) for name in at_cell}
-    joints = _joint_peaks(maps, spec) if len(scores) else _no_joints()
+    joints = _joint_peaks(maps, spec) if len(scores) else no_joints()
     return Candidates(scores, class_ids, cells, values, *joints)
 
 
@@ -203,7 +203,7 @@ def _joint_peaks(
     maps: dict[str, Float32Array], spec: ModelSpec
 ) -> tuple[Float32Array, IntArray, IntArray, Float32Array]:
     if "keypoint_heatmap" not in maps:
-        return _no_joints()
+        return no_joints()
     scores, kinds, cells = _peaks(
         maps["keypoint_heatmap"], JOINT_THRESHOLD, spec.max_joint_candidates, per_channel=True
     )
@@ -217,11 +217,12 @@ def _at_cells(maps: dict[str, Float32Array], name: str, cells_yx: IntArray, spec
     """(N, C) values of a head at N cells."""
     values = np.ascontiguousarray(maps[name][:, cells_yx[:, 0], cells_yx[:, 1]].T)
     if not np.isfinite(values).all():
-        raise _damaged(name, spec)
+        raise damaged(name, spec)
     return values
 
 
-def _no_joints() -> tuple[Float32Array, IntArray, IntArray, Float32Array]:
+def no_joints() -> tuple[Float32Array, IntArray, IntArray, Float32Array]:
+    """The joint fields of `Candidates` where there are none."""
     no_ids = np.zeros(0, np.int64)
     return np.zeros(0, np.float32), no_ids, np.zeros((0, 2), np.int64), np.zeros((0, 2), np.float32)
 
@@ -230,7 +231,7 @@ def _peaks(
     logits: Float32Array, score_threshold: float, limit: int, *, per_channel: bool
 ) -> tuple[Float32Array, IntArray, IntArray]:
     """Scores, channels and cells (y, x) of the `limit` best peaks, overall or for each channel."""
-    flat = _peak_indices(logits, _logit(score_threshold))
+    flat = _peak_indices(logits, logit(score_threshold))
     values = logits.ravel()[flat]
     height, width = logits.shape[1:]
     if per_channel:
@@ -243,7 +244,7 @@ def _peaks(
         flat = flat[_best(values, limit)]
     channels, rest = np.divmod(flat, height * width)
     cells = np.stack(np.divmod(rest, width), axis=1)
-    return _sigmoid(logits.ravel()[flat]), channels, cells
+    return sigmoid(logits.ravel()[flat]), channels, cells
 
 
 def _peak_indices(logits: Float32Array, threshold: float) -> IntArray:
@@ -306,14 +307,15 @@ def _best(values: Float32Array, limit: int) -> IntArray:
     return kept[np.argsort(-values[kept], kind="stable")][:limit]
 
 
-def _logit(score: float) -> float:
+def logit(score: float) -> float:
     """The raw value whose sigmoid is `score`; -inf for 0."""
     if score <= 0.0:
         return -np.inf
     return float(np.log(score) - np.log1p(-score)) if score < 1.0 else np.inf
 
 
-def _sigmoid(raw: Float32Array) -> Float32Array:
+def sigmoid(raw: Float32Array) -> Float32Array:
+    """Scores in 0..1 of raw heatmap values."""
     return (1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0)))).astype(np.float32)
 
 
@@ -335,11 +337,12 @@ def _checked(heads: Mapping[str, npt.NDArray[Any]], name: str, channels: int, sp
     array = array.reshape(shape).astype(np.float32, copy=False)
     # The maximum is NaN if any cell is, and costs a tenth of testing each cell.
     if name.endswith("heatmap") and np.isnan(array.max()):
-        raise _damaged(name, spec)
+        raise damaged(name, spec)
     return array
 
 
-def _damaged(name: str, spec: ModelSpec) -> BackendError:
+def damaged(name: str, spec: ModelSpec) -> BackendError:
+    """The error for a head that is not finite."""
     return BackendError(
         f"{name} of model {spec.name!r} holds NaN or infinity; the weights are damaged or training diverged. "
         "Export from a sound checkpoint"

@@ -19,6 +19,7 @@ from .backends import Backend, open_backend
 from .camera import CameraIntrinsics
 from .decoding import assemble, find_peaks
 from .errors import InputError
+from .peaks import candidates_from_peaks
 from .preprocessing import Prepared, prepare
 from .results import Detections
 from .spec import ModelSpec
@@ -31,7 +32,8 @@ class Detector:
     """Finds objects in frames. Not thread-safe: one detector a thread.
 
     Args:
-        model: a .onnx file, the name of a bundled model, or a `Backend`; None is the bundled person-pose.int8.
+        model: a .onnx or .engine file, the name of a bundled model, or a `Backend`; None is the bundled
+            person-pose.int8.
         score_threshold: objects of a lower score are left out, 0 keeps the best `spec.max_detections`; None
             takes the model's own.
         threads: of the CPU for one frame; None is one a core.
@@ -81,12 +83,13 @@ class Detector:
         return prepare(image, self.spec)
 
     def infer(self, prepared: Prepared) -> dict[str, npt.NDArray[Any]]:
-        """The second stage: run the network; raw outputs by head name."""
+        """The second stage: run the network; raw outputs by name, maps or the peaks in them as the spec says."""
         return self._backend.infer({self._backend.inputs[0]: prepared.tensor})
 
     def decode(self, heads: dict[str, npt.NDArray[Any]], prepared: Prepared) -> Detections:
         """The third stage: from heads to objects in pixels of the frame."""
-        candidates = find_peaks(heads, self.spec, score_threshold=self.score_threshold)
+        candidates_of = candidates_from_peaks if self.spec.output == "peaks" else find_peaks
+        candidates = candidates_of(heads, self.spec, score_threshold=self.score_threshold)
         return assemble(
             candidates, self.spec, prepared.feature_to_image, image_wh=prepared.image_wh, camera=self.intrinsics
         )
@@ -126,4 +129,6 @@ def model_path(model: str | Path) -> Path:
     if path.name == str(model) and bundled.is_file():
         return bundled
     names = ", ".join(bundled_models()) or "none"
-    raise InputError(f"there is no model file {model}; a path to a .onnx file is expected, or a bundled model: {names}")
+    raise InputError(
+        f"there is no model file {model}; a path to a .onnx or .engine file is expected, or a bundled model: {names}"
+    )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..errors import BackendError, BackendUnavailable, HeadShapeError, SpecError
 from ..spec import ONNX_METADATA_KEY, ModelSpec
-from . import Arrays
+from . import Arrays, output_shapes
 
 INPUT_NAME = "frame"
 
@@ -17,7 +17,8 @@ INPUT_NAME = "frame"
 class OnnxRuntimeBackend:
     """Runs a .onnx file that carries a ModelSpec on the CPU.
 
-    The input is `frame`, (1, h, w, 3) uint8; the outputs are the heads, by name.
+    The input is `frame`, (1, h, w, 3) uint8; the outputs are the heads by name, or the peaks in them
+    (`sdk.peaks.peak_shapes`). The first dimension of all may be symbolic.
 
     Args:
         path: the file.
@@ -60,21 +61,20 @@ class OnnxRuntimeBackend:
         got = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
         sides = got[0][2][1:3] if got else []
         self.any_size = len(sides) == 2 and not any(isinstance(side, int) for side in sides)
-        wanted = [*sides, 3] if self.any_size else [height, width, 3]
+        wanted = [*sides, 3] if self.any_size and self.spec.output == "dense" else [height, width, 3]
         if [(*node[:2], node[2][1:]) for node in got] != [(INPUT_NAME, "tensor(uint8)", wanted)]:
             raise SpecError(
                 f"{path} takes {got}, its ModelSpec says one input {INPUT_NAME!r} of uint8 (1, {height}, {width}, 3); "
                 "export it again"
             )
         shapes = {node.name: node.shape for node in self._session.get_outputs()}
-        cells_w, cells_h = self.spec.feature_wh
-        for head in self.spec.heads:
-            shape = shapes.get(head.name)
-            wanted = [head.channels] if self.any_size else [head.channels, cells_h, cells_w]
-            if shape is None or shape[1 : 1 + len(wanted)] != wanted:
+        for name, declared in output_shapes(self.spec).items():
+            shape = shapes.get(name)
+            fixed = 1 if self.any_size else len(declared)  # the channels alone, where the size is free
+            if shape is None or len(shape) != 1 + len(declared) or shape[1 : 1 + fixed] != [*declared[:fixed]]:
                 raise HeadShapeError(
-                    f"{path} gives {head.name!r} as {shape}, its ModelSpec declares (1, {head.channels}, {cells_h}, "
-                    f"{cells_w}). The file and its metadata come from different models; export it again"
+                    f"{path} gives {name!r} as {shape}, its ModelSpec declares {(1, *declared)}. "
+                    "The file and its metadata come from different models; export it again"
                 )
 
 
@@ -97,9 +97,14 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's exceptions share no base class of its own
         reason = str(err).strip().splitlines()[0][:200]
+        remedy = "expected a file that `centeredge export` wrote"
+        if "DeformConv" in reason:
+            remedy = (
+                "deformable convolution as an operator needs ONNX Runtime 1.25 or later, and so Python 3.11; "
+                "`centeredge export --target tensorrt-8` writes a file without it, which runs here"
+            )
         raise BackendError(
-            f"{path} is not a model that ONNX Runtime {runtime.__version__} can load ({reason}); "
-            "expected a file that `centeredge export` wrote"
+            f"{path} is not a model that ONNX Runtime {runtime.__version__} can load ({reason}); {remedy}"
         ) from err
 
 

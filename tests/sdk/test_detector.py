@@ -163,7 +163,7 @@ def test_what_is_no_image_is_refused(image: Any) -> None:
 @pytest.mark.parametrize("name", ["no-such-model", "no/such/model.onnx", Path("missing.onnx"), ""])
 def test_an_unknown_model_names_the_bundled_ones(name: str | Path) -> None:
     with pytest.raises(
-        InputError, match=r"there is no model file .*path to a \.onnx file .* bundled model: "
+        InputError, match=r"there is no model file .*path to a \.onnx or \.engine file .* bundled model: "
     ) as caught:
         Detector(name)
     assert all(bundled in str(caught.value) for bundled in bundled_models())
@@ -174,9 +174,8 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
         Detector(tmp_path)
 
 
-@pytest.mark.parametrize(("suffix", "message"), [(".tflite", "unknown suffix '.tflite'"), (".engine", "TensorRT")])
-def test_a_file_of_another_runtime(tmp_path: Path, suffix: str, message: str) -> None:
-    path = tmp_path / f"model{suffix}"
+def test_a_file_of_another_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
     path.write_bytes(b"data")
-    with pytest.raises(BackendError, match=message):
+    with pytest.raises(BackendError, match=r"unknown suffix '\.tflite'; expected \.onnx or \.engine"):
         Detector(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sdk.backends import open_backend
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.detector import Detector
 from sdk.errors import BackendError, HeadShapeError, InputError, SdkError, SpecError, SpecVersionError
+from sdk.peaks import peak_shapes
 from sdk.spec import ONNX_METADATA_KEY, ModelSpec
 from tests.helpers import THREE_PEAKS, Heads, heads_with_peaks, tiny_spec
 
@@ -135,6 +137,52 @@ def _without(name: str) -> Heads:
 def test_outputs_that_disagree_with_the_spec(tmp_path: Path, heads: Heads, message: str) -> None:
     path = write_model(tmp_path / "model.onnx", heads)
     with pytest.raises(HeadShapeError, match=message):
+        Detector(path)
+
+
+PEAKS = replace(SPEC, output="peaks")
+
+
+def _peak_outputs(**changes: tuple[int, ...]) -> Heads:
+    """All rows at cell 0, with a score of 0.5."""
+    return {name: np.zeros((1, *shape), np.float32) for name, shape in {**peak_shapes(PEAKS), **changes}.items()}
+
+
+@pytest.mark.parametrize("batch", [1, "batch"])
+def test_peaks_are_taken_for_peaks(tmp_path: Path, batch: int | str) -> None:
+    path = write_model(
+        tmp_path / "model.onnx", _peak_outputs(), metadata=PEAKS.to_json(), input_shape=(batch, 64, 64, 3)
+    )
+    detections = Detector(path, threads=1)(np.zeros((64, 64, 3), np.uint8))
+    assert len(detections) == 100 and set(detections.scores) == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({**heads_with_peaks(SPEC)}, r"gives 'heatmap' as \[1, 2, 16, 16\], its ModelSpec declares \(1, 100\)"),
+        (_peak_outputs(cells=(50,)), r"gives 'cells' as \[1, 50\], its ModelSpec declares \(1, 100\).*export it again"),
+        (_peak_outputs(size=(100, 4)), r"gives 'size' as \[1, 100, 4\], its ModelSpec declares \(1, 100, 2\)"),
+        (_peak_outputs(offset=(2, 100)), "come from different models"),
+    ],
+)
+def test_peaks_that_disagree_with_the_spec(tmp_path: Path, outputs: Heads, message: str) -> None:
+    path = write_model(tmp_path / "model.onnx", outputs, metadata=PEAKS.to_json())
+    with pytest.raises(HeadShapeError, match=message):
+        Detector(path)
+
+
+def test_peaks_are_not_taken_for_maps(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.onnx", _peak_outputs())
+    with pytest.raises(HeadShapeError, match=r"gives 'heatmap' as \[1, 100\], its ModelSpec declares \(1, 2, 16, 16"):
+        Detector(path)
+
+
+def test_peaks_of_frames_of_any_size_are_refused(tmp_path: Path) -> None:
+    """Their cells are counted in the rows of one size."""
+    shape = (1, "height", "width", 3)
+    path = write_model(tmp_path / "model.onnx", _peak_outputs(), metadata=PEAKS.to_json(), input_shape=shape)
+    with pytest.raises(SpecError, match=r"its ModelSpec says one input 'frame' of uint8 \(1, 64, 64, 3\)"):
         Detector(path)
 
 
