@@ -1,13 +1,13 @@
 """Run the benchmarks: all of them, or those named.
 
-python -m benchmarks [imports decoding overhead speed memory accuracy loading kitti deformable]
+python -m benchmarks [imports decoding overhead speed memory accuracy loading kitti deformable lowering]
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import accuracy, decoding, deformable, imports, kitti, loading, memory, overhead, speed
+from . import accuracy, decoding, deformable, imports, kitti, loading, lowering, memory, overhead, speed
 
 BENCHMARKS = {
     "imports": imports.run,
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "loading": loading.run,
     "kitti": kitti.run,
     "deformable": deformable.run,
+    "lowering": lowering.run,
 }
 
 

@@ -18,6 +18,7 @@ def tidy(model: ModelProto) -> None:
     graph = model.graph
     del graph.value_info[:]
     _name_after_layers(graph)
+    _fold_norms(graph)
     _join_output_convs(graph)
     _drop_unused(graph)
     _drop_notes(model)
@@ -40,6 +41,8 @@ def _name_after_layers(graph: GraphProto) -> None:
         renamed.update((text, node.name) for text in node.output[:1] if text not in outputs)
         if node.op_type == "Conv":
             renamed.update(zip(node.input[1:], (f"{path}.weight", f"{path}.bias"), strict=False))
+        elif node.op_type == "DeformConv":
+            renamed[node.input[1]] = f"{path}.weight"
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
     for node in graph.node:
@@ -55,6 +58,32 @@ def _layer(node: NodeProto, constants: set[str]) -> str:
         notes = {entry.key: entry.value for entry in node.metadata_props}
         path = ast.literal_eval(notes.get(_SCOPES_KEY, "['', '']"))[-2]
     return str(path).removeprefix(NETWORK_PREFIX).removeprefix(".")
+
+
+def _fold_norms(graph: GraphProto) -> None:
+    """Put each batch norm into the deformable convolution before it; the exporter does so for the others."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    layers = {node.output[0]: node for node in graph.node if node.op_type == "DeformConv"}
+    num_readers = Counter(name for node in graph.node for name in node.input)
+    renamed: dict[str, str] = {}
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        layer = layers.get(norm.input[0])
+        if layer is None or num_readers[norm.input[0]] > 1:
+            continue
+        scale, shift, mean, variance = (arrays[name].astype(np.float64) for name in norm.input[1:])
+        epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        weight = arrays[layer.input[1]] * factor.reshape(-1, 1, 1, 1)
+        bias = (arrays[layer.input[3]] - mean) * factor + shift
+        path = layer.name.removesuffix(".DeformConv")
+        # Names of their own: layers whose biases are equal share one constant.
+        for place, name, array in ((1, f"{path}.folded_weight", weight), (3, f"{path}.folded_bias", bias)):
+            layer.input[place] = name
+            graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+        renamed[norm.output[0]] = layer.output[0]
+        graph.node.remove(norm)
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
 def _join_output_convs(graph: GraphProto) -> None:
