@@ -9,7 +9,10 @@ import sys
 import sdk
 from tests.conftest import ROOT
 
-OPTIONAL = ("torch", "torchvision", "onnx", "onnxruntime", "cv2", "tensorrt", "pycuda", "pycocotools", "scipy", "tqdm")
+OPTIONAL = (
+    *("torch", "torchvision", "onnx", "onnxruntime", "cv2", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"),
+    *("pycocotools", "scipy", "tqdm"),
+)
 
 
 def _run(code: str) -> str:
