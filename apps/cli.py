@@ -31,6 +31,7 @@ _COMMANDS = {
     "export": _Command("export.__main__", "turn a checkpoint into ONNX or an engine", "cpu,export"),
     "calibrate": _Command("calibration.__main__", "turn an ONNX model into INT8", "cpu,calibration"),
     "benchmark": _Command("apps.benchmark", "measure a model's speed", "cpu"),
+    "doctor": _Command("apps.doctor", "say what this machine can run, and what to install", "cpu"),
 }
 
 

@@ -36,7 +36,7 @@ def test_help_names_every_command(capfd):
         main(["--help"])
     assert caught.value.code == 0
     text = capfd.readouterr().out
-    for command in ("run", "train", "evaluate", "export", "calibrate", "benchmark"):
+    for command in ("run", "train", "evaluate", "export", "calibrate", "benchmark", "doctor"):
         assert command in text
 
 
@@ -101,7 +101,7 @@ def test_a_missing_package_is_named_with_its_pip_line(arguments, packages, parts
         assert part in line
 
 
-@pytest.mark.parametrize("command", ["run", "train", "evaluate", "export", "calibrate", "benchmark"])
+@pytest.mark.parametrize("command", ["run", "train", "evaluate", "export", "calibrate", "benchmark", "doctor"])
 def test_asking_for_help_needs_no_heavy_package(command):
     heavy = ["torch", "onnx", "onnxruntime", "cv2", "pycocotools", "tensorrt"]
     code = _WITHOUT.format(packages=heavy, arguments=[command, "--help"])
