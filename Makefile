@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# JetPack's own OpenCV has GStreamer; an environment on a Jetson must see it.
+# JetPack's own OpenCV has GStreamer, and was built for NumPy 1; an environment on a Jetson must see it.
 ON_JETSON := $(wildcard /etc/nv_tegra_release)
 VENV_FLAGS := $(if $(ON_JETSON),--system-site-packages)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "installing CenterEdge into $(VENV) ..." >&2
-	@$(PIP) $(if $(ON_JETSON),--editable . onnxruntime,--editable '.[cpu]')
+	@$(PIP) $(if $(ON_JETSON),--editable . onnxruntime 'numpy<2',--editable '.[cpu]')
 	@$(if $(ON_JETSON),$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP) opencv-python,true)
 	@touch $@
 

@@ -25,9 +25,10 @@ if importlib.util.find_spec("sdk") is None:  # started from the repository, not 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from apps.outputs import Outputs, note
+from export.engine_cache import bundled_engine
 from sdk.camera import CameraIntrinsics
 from sdk.detector import DEFAULT_MODEL, Detector
-from sdk.errors import ConfigError, SourceError, SourceOpenError
+from sdk.errors import BackendError, ConfigError, SourceError, SourceOpenError
 from sdk.results import FrameResult
 from sdk.sources import Source, open_source
 from sdk.spec import ModelSpec
@@ -53,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
         metavar="M",
-        help="a model file, or the name of a bundled model; default: %(default)s",
+        help=f"a model file, or the name of a bundled model; default: {DEFAULT_MODEL}, or its engine where TensorRT is",
     )
     parser.add_argument(
         "--score", type=_score, metavar="S", help="least score of a detection, 0 to 1; default: the model's"
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a detector over the input until it ends, or until q, Esc or Ctrl-C."""
     if args.web:
         raise ConfigError("--web is not there yet; leave it out, and write a video as OUTPUT instead")
-    with _open_input(args.input) as source, Detector(args.model, score_threshold=args.score) as detector:
+    with _open_input(args.input) as source, _open_model(args.model, args.score) as detector:
         detector.intrinsics = _intrinsics(args.intrinsics, detector.spec)
         detector.warm_up()
         with _sigterm_as_ctrl_c():
@@ -157,6 +157,16 @@ class _Statistics:
             f"{self._num_frames} frames in {seconds:.1f} s ({fps:.1f} fps), {self._dropped} dropped; "
             f"median ms: {stages}"
         )
+
+
+def _open_model(model: str | None, score: float | None) -> Detector:
+    """The model that was asked for; else the bundled one, in TensorRT where that runs, or in ONNX Runtime."""
+    if model is None and (engine := bundled_engine(note=note)) is not None:
+        try:
+            return Detector(engine, score_threshold=score)
+        except BackendError as err:
+            note(f"running on the CPU, without TensorRT: {err}")
+    return Detector(model or DEFAULT_MODEL, score_threshold=score)
 
 
 def _intrinsics(path: str | None, spec: ModelSpec) -> CameraIntrinsics | None:

@@ -31,7 +31,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
     """A model and its spec.
 
     Raises:
-        InputError: the file is missing, not ONNX, or keeps its weights in other files.
+        InputError: the file is missing, not ONNX, or keeps weights in files outside its folder.
         SpecError: it has no ModelSpec.
     """
     try:
@@ -42,18 +42,36 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
         raise InputError(f"{path} is not an ONNX file, or it is cut short") from err
     if not model.graph.node or not model.graph.output:
         raise InputError(f"{path} is not an ONNX file: it holds no graph")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise InputError(f"{path} keeps its weights in other files; use one that `centeredge export` wrote")
+    _load_external_weights(model, path)
     metadata = metadata_of(model)
     if ONNX_METADATA_KEY not in metadata:
         raise SpecError(f"{path} has no ModelSpec; use a file that `centeredge export` wrote")
     return model, ModelSpec.from_json(metadata[ONNX_METADATA_KEY])
 
 
+def _load_external_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Weights in other files are read where those lie in the folder of the .onnx; elsewhere they could be anything."""
+    folder = path.resolve().parent
+    external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in external:
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        file = (folder / location).resolve()
+        if not file.is_relative_to(folder):
+            raise InputError(
+                f"{path} keeps weights in {location!r}, outside its folder, which is refused; put the file beside it "
+                "and export it again"
+            )
+        if not file.is_file():
+            raise InputError(f"{path} keeps weights in {location!r}, which is not there; it belongs beside the .onnx")
+    if external:
+        onnx.load_external_data_for_model(model, str(folder))
+
+
 def write_onnx(model: onnx.ModelProto, path: Path, *, spec: ModelSpec, weights_sha256: str) -> None:
     """Check a model and write it with its spec, weights included."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    onnx.helper.set_model_props(model, {ONNX_METADATA_KEY: spec.to_json(), WEIGHTS_METADATA_KEY: weights_sha256})
+    metadata = {**metadata_of(model), ONNX_METADATA_KEY: spec.to_json(), WEIGHTS_METADATA_KEY: weights_sha256}
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 

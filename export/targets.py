@@ -27,6 +27,8 @@ class Target:
         output: dense heads, or the peaks alone.
         deform_conv: the form of a deformable convolution.
         cast_first: whether Cast must be the first operator that reads the uint8 frame, before the transpose.
+        int8_float: type of what an INT8 file does not quantise.
+        int8_opset: of INT8 files; FP16 beside INT8 exists since 19.
     """
 
     runtime: str
@@ -35,13 +37,33 @@ class Target:
     output: OutputForm
     deform_conv: DeformConvForm
     cast_first: bool
+    int8_float: Literal["fp32", "fp16"]
+    int8_opset: int
 
 
 TARGETS = {
     # Transposing bytes costs a fifth of transposing floats; the host reads the few cells above the threshold.
-    "onnxruntime": Target("ONNX Runtime 1.18 and later", 18, 19, "dense", "operator", cast_first=False),
-    # The importer of 10.1 and later knows DeformConv, up to opset 19 in all its versions.
-    "tensorrt": Target("TensorRT 10.1 to 11", 18, 19, "peaks", "operator", cast_first=True),
-    "tensorrt-8": Target("TensorRT 8.5 and later", 17, 17, "peaks", "grid_sample", cast_first=True),
-    "tensorrt-rtx": Target("TensorRT-RTX 1.x", 18, 18, "peaks", "grid_sample", cast_first=True),
-}
+    "onnxruntime": Target(
+        "ONNX Runtime 1.18 and later, 1.25 for deformable convolution",
+        opset=18, deform_conv_opset=19, output="dense", deform_conv="operator", cast_first=False,
+        int8_float="fp32", int8_opset=19,
+    ),
+    # The importers of 10.1 and later know DeformConv. What is not INT8 is FP16 only if the file says so.
+    "tensorrt": Target(
+        "TensorRT 10.1 to 11",
+        opset=18, deform_conv_opset=19, output="peaks", deform_conv="operator", cast_first=True,
+        int8_float="fp16", int8_opset=19,
+    ),
+    # Importers up to 8.6 end at opset 17. Weakly typed: builder flags say what else may be FP16.
+    "tensorrt-8": Target(
+        "TensorRT 8.5 and later",
+        opset=17, deform_conv_opset=17, output="peaks", deform_conv="grid_sample", cast_first=True,
+        int8_float="fp32", int8_opset=17,
+    ),
+    # Has no plugins, and so no DeformConv.
+    "tensorrt-rtx": Target(
+        "TensorRT-RTX 1.x",
+        opset=18, deform_conv_opset=18, output="peaks", deform_conv="grid_sample", cast_first=True,
+        int8_float="fp16", int8_opset=19,
+    ),
+}  # fmt: skip

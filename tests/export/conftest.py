@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from export.onnx_export import export_onnx
-from export.verification import HeadDifference
+from export.verification import Report
 from sdk.spec import ModelSpec
 
 from .models import lively_model, write_checkpoint
@@ -24,7 +24,7 @@ class Exported:
         self.spec: ModelSpec
         self.model, self.spec = lively_model()
         self.weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.differences: list[HeadDifference] = export_onnx(self.model, self.spec, path)
+        self.report: Report = export_onnx(self.model, self.spec, path)
         self.onnx = onnx.load(path)
 
 

@@ -15,15 +15,23 @@ from train.models import build_model
 from train.samples import COCO_KEYPOINTS
 from train.specs import spec_from_config
 
+_PRESETS = {"detection": "synthetic-detection", "pose": "synthetic-pose", "3d": "synthetic-3d"}
+_CLASSES = {"detection": ("car", "dog", "person"), "pose": ("person",), "3d": ("Car", "Cyclist", "Pedestrian")}
+
+
+def task_config(task: str, architecture: str = "edge_n", size: tuple[int, int] = (64, 64)) -> TrainConfig:
+    return replace(preset(_PRESETS[task]), architecture=architecture, size=size)
+
 
 def pose_config(architecture: str = "edge_n", size: tuple[int, int] = (64, 64)) -> TrainConfig:
-    return replace(preset("synthetic-pose"), architecture=architecture, size=size)
+    return task_config("pose", architecture, size)
 
 
-def lively_model(architecture: str = "edge_n", *, seed: int = 0) -> tuple[nn.Module, ModelSpec]:
-    """A network whose batch norms and outputs are far from their fresh values, and its spec of 64x64 pixels."""
-    config = pose_config(architecture)
-    spec = spec_from_config(config, ("person",), COCO_KEYPOINTS, trained_on="nothing")
+def lively_model(
+    architecture: str = "edge_n", *, task: str = "pose", size: tuple[int, int] = (64, 64), seed: int = 0
+) -> tuple[nn.Module, ModelSpec]:
+    """A network whose batch norms, outputs and offsets are far from their fresh values, and its spec."""
+    spec = spec_from_config(task_config(task, architecture, size), _CLASSES[task], COCO_KEYPOINTS, trained_on="nothing")
     torch.manual_seed(seed)
     model = build_model(architecture, spec.heads).eval()
     for name, layer in model.named_modules():
@@ -33,8 +41,10 @@ def lively_model(architecture: str = "edge_n", *, seed: int = 0) -> tuple[nn.Mod
             nn.init.normal_(layer.bias, std=0.2)
             nn.init.normal_(layer.running_mean, std=0.2)
             nn.init.uniform_(layer.running_var, 0.5, 1.5)
-        elif isinstance(layer, nn.Conv2d) and name.startswith("heads.outputs"):
-            nn.init.normal_(layer.weight, std=0.1)
+        elif isinstance(layer, nn.Conv2d) and ".outputs." in f".{name}":
+            nn.init.normal_(layer.weight, std=0.1 if layer.kernel_size == (1, 1) else 0.03)
+        elif isinstance(layer, nn.Conv2d) and name.endswith("conv_offset_mask"):
+            nn.init.normal_(layer.weight, std=(9 * layer.in_channels) ** -0.5)
     return model, spec
 
 

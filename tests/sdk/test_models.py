@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,7 +21,9 @@ INT8_LIMIT_MB, LIMIT_MB = 12, 32
 def test_the_default_is_the_int8_model() -> None:
     spec = sdk.Detector().spec
     assert (spec.name, spec.precision, spec.tasks) == ("person-pose", "int8", ("detection", "pose"))
-    assert sdk.bundled_models() == ("person-pose", "person-pose.int8")
+    assert sdk.bundled_models() == (
+        "person-pose", "person-pose.int8", "person-pose.tensorrt", "person-pose.tensorrt.fp16"
+    )  # fmt: skip
 
 
 def test_int8_and_fp32_are_the_same_model() -> None:
@@ -72,6 +75,20 @@ def test_accuracy_on_photographs_has_not_dropped(photographs: Path) -> None:
     assert int8["bbox"]["AP"] >= float(stated[1]) - 0.005
     assert int8["keypoints"]["AP"] >= float(stated[2]) - 0.005
     assert int8["bbox"]["AP"] >= fp32["bbox"]["AP"] - 0.015
+
+
+def test_the_tensorrt_form_finds_the_same_as_the_dense_one(photographs: Path) -> None:
+    for name, tolerance_px, tolerance in (
+        ("person-pose.tensorrt", 0.1, 1e-5),
+        ("person-pose.tensorrt.fp16", 1.0, 0.01),
+    ):
+        dense, peaks = (sdk.Detector(model, score_threshold=0.35) for model in ("person-pose", name))
+        for path in sorted((photographs / "coco" / "val").glob("*.jpg"))[:20]:
+            image = cv2.imread(str(path))
+            expected, found = dense(image), peaks(image)
+            assert len(found) == len(expected), path.name
+            assert np.allclose(found.xyxy, expected.xyxy, atol=tolerance_px)
+            assert np.allclose(found.scores, expected.scores, atol=tolerance)
 
 
 def first_images(annotations: Path, count: int) -> list[dict[str, int]]:
