@@ -45,7 +45,18 @@ def lively_model(
             nn.init.normal_(layer.weight, std=0.1 if layer.kernel_size == (1, 1) else 0.03)
         elif isinstance(layer, nn.Conv2d) and name.endswith("conv_offset_mask"):
             nn.init.normal_(layer.weight, std=(9 * layer.in_channels) ** -0.5)
+    _scale_outputs(model, spec)
     return model, spec
+
+
+@torch.inference_mode()
+def _scale_outputs(model: nn.Module, spec: ModelSpec) -> None:
+    """Give every head values like a trained one's: e to the power of a size is a size."""
+    heads = model(torch.rand(1, 3, spec.input.height, spec.input.width))
+    for name, layer in model.named_modules():
+        head = next((head.name for head in spec.heads if name.endswith((f".{head.name}", f".{head.name}.2"))), None)
+        if head is not None and isinstance(layer, nn.Conv2d):
+            layer.weight *= 0.7 / heads[head].std()
 
 
 def write_checkpoint(path: Path, *, architecture: str = "edge_n") -> Path:
