@@ -375,8 +375,8 @@ def _check_calibration(options: EngineOptions, source: _Source, machine: Machine
         )
     if not options.calibration_cache.exists() and options.calibration_images is None:
         raise InputError(
-            f"there is no {options.calibration_cache}; `centeredge calibrate` writes it, or --calibration-images DIR "
-            "measures the ranges here"
+            f"there is no {options.calibration_cache}; `centeredge calibrate --write-cache FILE` writes it, or "
+            "--calibration-images DIR measures the ranges here"
         )
 
 

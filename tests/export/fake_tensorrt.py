@@ -240,7 +240,7 @@ class FakeTensorRt(ModuleType):
         dequantised = FakeTensor("dequantised", types.FLOAT)
         made = [
             FakeLayer("cast", kinds.CAST, [], [FakeTensor("cast", low)]),
-            FakeLayer("stem", kinds.CONVOLUTION, [None], [FakeTensor("stem", low)]),
+            FakeLayer("stem", kinds.CONVOLUTION, [FakeTensor("planes", low), None], [FakeTensor("stem", low)]),
             FakeLayer("dequantise", kinds.DEQUANTIZE, [], [dequantised]),
             FakeLayer("quantised", kinds.CONVOLUTION, [dequantised], [FakeTensor("quantised", types.FLOAT)]),
             FakeLayer("heatmap", kinds.CONVOLUTION, [FakeTensor("x", low)], [FakeTensor("heatmap", types.FLOAT)]),
