@@ -2,8 +2,9 @@
 
 ::
 
-    ranges = collect_ranges(model, spec, PhotographReader(paths), method="percentile")
-    write_ranges(ranges, Path("ranges.json"))
+    statistics = collect_statistics(model, spec, reader, total=len(reader))
+    tensors = ranges_from_statistics(model, statistics, "percentile")
+    write_ranges(Ranges("percentile", weights_sha256_of(model), tuple(reader.used), tensors), Path("ranges.json"))
 """
 
 from __future__ import annotations
@@ -17,21 +18,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
-from sdk.backends.onnxruntime import INPUT_NAME
 from sdk.coco import read_json
 from sdk.errors import InputError
-from sdk.preprocessing import prepare
-from sdk.spec import ModelSpec
 
+from .collection import Statistics, range_sources
 from .errors import CalibrationError
-from .histogram import Histogram
-from .methods import Range, choose_range
-from .onnx_files import replacing
+from .methods import METHODS, Range
+from .onnx_files import replacing, weights_sha256_of
 from .photographs import Photograph
+from .reconstruction import choose_by_error
+from .tensorrt_cache import is_cache, model_ranges, read_cache
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # 1 had no amax: it follows from low and high
 
 
 @dataclass(frozen=True)
@@ -56,55 +56,22 @@ class Ranges:
         return [name for name, bounds in self.tensors.items() if bounds.low == bounds.high]
 
 
-def collect_statistics(
-    model: onnx.ModelProto, spec: ModelSpec, images: Iterable[npt.NDArray[np.uint8]]
-) -> dict[str, Histogram]:
-    """Histograms of all activations over all images, in constant memory.
+def ranges_from_statistics(
+    model: onnx.ModelProto, statistics: Statistics, method: str, *, frames: Iterable[npt.NDArray[np.uint8]] = ()
+) -> dict[str, Range]:
+    """The range of each tensor; what is only moved has that of its source.
 
     Args:
         model: in float.
-        spec: of the model.
-        images: (H, W, 3) uint8 BGR; each goes through the SDK's own preprocessing.
-
-    Raises:
-        CalibrationError: an activation holds NaN or infinity.
+        statistics: of its activations.
+        method: one of `methods.METHODS`, or "auto".
+        frames: (1, h, w, 3), on which "auto" measures the error of each method.
     """
-    names = activation_names(model)
-    session = _session_with_outputs(model, names)
-    histograms = {name: Histogram() for name in names}
-    for number, image in enumerate(images, 1):
-        values = session.run(names, {INPUT_NAME: prepare(image, spec).tensor})
-        for name, value in zip(names, values, strict=True):
-            if not np.isfinite(value.sum()):
-                raise CalibrationError(
-                    f"activation {name!r} holds NaN or infinity on photograph {number}; the weights are damaged or "
-                    "training diverged. Export from a sound checkpoint"
-                )
-            histograms[name].add(value)
-    return histograms
-
-
-def ranges_from_statistics(statistics: dict[str, Histogram], method: str) -> dict[str, Range]:
-    """The range of each tensor by one of `methods.METHODS`."""
-    return {name: choose_range(histogram, method) for name, histogram in statistics.items()}
-
-
-def activation_names(model: onnx.ModelProto) -> list[str]:
-    """Float tensors between operators, in the order of the graph, whose range some INT8 form may want.
-
-    What only a ReLU reads is left out: no form quantises between an operator and its ReLU.
-    """
-    readers: dict[str, list[str]] = {output.name: ["output"] for output in model.graph.output}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    is_float = {
-        value.name: value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        for value in (*inferred.value_info, *inferred.output)
-    }
-    names = [name for node in model.graph.node for name in node.output]
-    return [name for name in names if is_float.get(name) and set(readers[name]) != {"Relu"}]
+    if method == "auto":
+        chosen = choose_by_error(model, statistics, frames)
+    else:
+        chosen = {name: METHODS[method](histogram) for name, histogram in statistics.items()}
+    return {name: chosen[source] for name, source in range_sources(model).items()}
 
 
 def write_ranges(ranges: Ranges, path: Path) -> None:
@@ -120,6 +87,23 @@ def write_ranges(ranges: Ranges, path: Path) -> None:
         temporary.write_text(json.dumps(data, indent=1) + "\n")
 
 
+def open_ranges(path: Path, model: onnx.ModelProto) -> Ranges:
+    """The ranges of a file, of ours or a calibration cache of TensorRT; a cache does not say which weights it is of.
+
+    Raises:
+        InputError, CalibrationError: the file is damaged, or is of another model.
+    """
+    if is_cache(path):
+        return Ranges("TensorRT's calibrator", weights_sha256_of(model), (), model_ranges(model, read_cache(path)))
+    ranges = read_ranges(path)
+    if ranges.weights_sha256 != weights_sha256_of(model):
+        raise CalibrationError(
+            f"{path} was measured on a model with other weights; delete it, or name another --ranges file, and "
+            "calibrate again"
+        )
+    return ranges
+
+
 def read_ranges(path: Path) -> Ranges:
     """Read what `write_ranges` wrote.
 
@@ -127,7 +111,7 @@ def read_ranges(path: Path) -> Ranges:
         InputError: the file is missing or holds something else.
     """
     data: Any = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in _READABLE:
         raise InputError(f"{path} holds no activation ranges; expected a file that `centeredge calibrate` wrote")
     try:
         return Ranges(
@@ -138,15 +122,3 @@ def read_ranges(path: Path) -> Ranges:
         )
     except (KeyError, TypeError, AttributeError) as err:
         raise InputError(f"{path} is damaged ({err}); delete it and calibrate again") from err
-
-
-def _session_with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
-    known = {output.name for output in extended.graph.output}
-    extended.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(extended.SerializeToString(), options, providers=["CPUExecutionProvider"])

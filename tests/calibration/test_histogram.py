@@ -50,3 +50,20 @@ def test_memory_does_not_grow() -> None:
     histogram = histogram_of(*(np.random.default_rng(i).normal(0, 2.0**i, 100) for i in range(20)))
     assert histogram.counts.shape == (2 * NUM_BINS,)
     assert histogram.counts.sum() == 2000
+
+
+def test_zeros_are_counted_apart() -> None:
+    histogram = histogram_of(np.array([0.0, 0.0, 1e-6, 3.0]), np.array([0.0, -1.0]))
+    assert histogram.zeros == 3
+    values, counts = histogram.weighted_values()
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True))[0.0] == 3
+    assert counts.sum() == 6
+    assert np.abs(np.sort(np.repeat(values, counts)) - [-1.0, 0.0, 0.0, 0.0, 1e-6, 3.0]).max() <= histogram.width / 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused_and_not_counted(bad: float) -> None:
+    histogram = histogram_of(np.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        histogram.add(np.array([0.5, bad, 0.7], np.float32))
+    assert (histogram.counts.sum(), histogram.low, histogram.high) == (2, 1.0, 2.0)
