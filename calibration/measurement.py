@@ -1,116 +1,102 @@
-"""What INT8 costs and gains: accuracy and latency of both models, measured alike.
+"""What a precision costs and gains: accuracy and latency of several models, measured alike.
 
 ::
 
-    evaluation = open_evaluation(folder, annotations, spec)
     figures = measure_accuracy({"fp32": float_path, "int8": int8_path}, evaluation)
-    latencies_ms = measure_latency({"fp32": float_path, "int8": int8_path})
+    for threads in thread_counts():
+        latencies_ms = measure_latency({"fp32": float_path, "int8": int8_path}, threads=threads)
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from sdk.backends.onnxruntime import INPUT_NAME, OnnxRuntimeBackend
-from sdk.coco import check_photographs, read_coco
+from sdk.backends import Backend, open_backend
+from sdk.coco import check_size
 from sdk.detector import Detector
+from sdk.errors import InputError, SourceError
 from sdk.metrics import CocoResults
+from sdk.results import Detections
 from sdk.sources.images import read_image
-from sdk.spec import ModelSpec
+from sdk.timing import medians_ms
 
-from .errors import CalibrationError
-from .onnx_files import file_sha256
-from .photographs import Photograph
+from .sets import AnnotatedSet
 
-_WARM_UP, _ROUNDS = 5, 60
-# Photographs of the calibration folder that accuracy is measured on, where no others are named.
-_MAX_HELD_BACK = 500
+ROUNDS = 60
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Annotated photographs.
+def measure_accuracy(
+    models: Mapping[str, Path | Backend],
+    evaluation: AnnotatedSet,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    seen: Callable[[Path, Mapping[str, Detections]], None] = lambda path, found: None,
+) -> dict[str, dict[str, Any]]:
+    """COCO figures of each model, all peaks counted: over all, by size and by class, as `CocoResults` gives them.
 
-    Attributes:
-        truth: content of the COCO annotation file.
-        files: image id -> file, of those that count.
-    """
-
-    truth: Mapping[str, Any]
-    files: Mapping[int, Path]
-
-
-def open_evaluation(images: Path, annotations: Path, spec: ModelSpec) -> Evaluation:
-    """All photographs of an annotation file.
+    Args:
+        models: label -> a .onnx or .engine file, or a `Backend`, which is left open. An FP16 file rounds nothing in
+            ONNX Runtime on a CPU, which calculates it in FP32: for that, give the backend of a graph that does.
+        evaluation: annotated photographs; each is read once, for all models.
+        progress: called with (done, total) after each photograph.
+        seen: called with each photograph and what each model found in it.
 
     Raises:
-        InputError: the file is none of COCO's, names a photograph that is missing, or none of the model's classes.
+        InputError: a photograph cannot be read, has another size than its annotations, or none of a model's classes
+            is annotated.
+        BackendError, SpecError: a model cannot be used.
     """
-    truth = read_coco(annotations)
-    CocoResults.for_spec(truth, spec)  # says so now if the classes do not fit
-    check_photographs(annotations, images, truth["images"])
-    return Evaluation(truth, {row["id"]: images / Path(row["file_name"]).name for row in truth["images"]})
+    rows = {row["id"]: row for row in evaluation.truth["images"]}
+    with ExitStack() as opened:
+        detectors = {}
+        for label, model in models.items():
+            detectors[label] = Detector(model, score_threshold=0.0)
+            if isinstance(model, Path):
+                opened.enter_context(detectors[label])
+        results = {label: CocoResults.for_spec(evaluation.truth, each.spec) for label, each in detectors.items()}
+        for done, (image_id, path) in enumerate(evaluation.files.items(), 1):
+            try:
+                image = read_image(path)
+            except SourceError as err:
+                raise InputError(f"a photograph to measure accuracy on cannot be used: {err}") from err
+            check_size(evaluation.annotations, rows[image_id], image)
+            found = {label: detector(image) for label, detector in detectors.items()}
+            for label, detections in found.items():
+                results[label].add(image_id, detections)
+            seen(path, found)
+            progress(done, len(evaluation.files))
+    return {label: result.evaluate() for label, result in results.items()}
 
 
-def check_unseen(evaluation: Evaluation, calibrated_on: tuple[Photograph, ...]) -> None:
-    """Raises CalibrationError where photographs were calibrated on: accuracy on them would say too much."""
-    known = {photograph.sha256 for photograph in calibrated_on}
-    seen = [path.name for path in evaluation.files.values() if file_sha256(path) in known]
-    if seen:
-        raise CalibrationError(
-            f"{len(seen)} of the {len(evaluation.files)} evaluation photographs were calibrated on, the first "
-            f"{seen[0]}; name others with --eval-images and --eval-annotations"
-        )
+def measure_latency(models: Mapping[str, Path], *, threads: int = 1, rounds: int = ROUNDS) -> dict[str, float]:
+    """Median milliseconds of one frame through each network, taken in turns so that all meet the same conditions.
 
-
-def held_back(evaluation: Evaluation, calibrated_on: tuple[Photograph, ...], *, seed: int) -> Evaluation:
-    """Those photographs that were not calibrated on; at most 500, chosen by the seed.
-
-    Raises:
-        CalibrationError: there are none.
+    Args:
+        models: label -> a .onnx or .engine file.
+        threads: of the CPU.
+        rounds: frames that are counted.
     """
-    known = {photograph.sha256 for photograph in calibrated_on}
-    names = {photograph.name for photograph in calibrated_on}
-    unseen = [item for item in evaluation.files.items() if item[1].name not in names]
-    order = np.random.default_rng(seed).permutation(len(unseen))[:_MAX_HELD_BACK]
-    files = dict(unseen[index] for index in sorted(order))
-    files = {image_id: path for image_id, path in files.items() if file_sha256(path) not in known}
-    if not files:
-        raise CalibrationError(
-            "all annotated photographs were calibrated on, so that none is left to measure accuracy; lower --num, or "
-            "name others with --eval-images and --eval-annotations"
-        )
-    return Evaluation(evaluation.truth, files)
+    with ExitStack() as opened:
+        calls = {}
+        for label, path in models.items():
+            backend = open_backend(path, threads=threads)
+            opened.callback(backend.close)
+            calls[label] = _one_frame(backend)
+        return medians_ms(calls, rounds=rounds)
 
 
-def measure_accuracy(models: Mapping[str, Path], evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """COCO figures of each model, all peaks counted, as `sdk.metrics.CocoResults.evaluate` gives them."""
-    detectors = {name: Detector(path, score_threshold=0.0) for name, path in models.items()}
-    results = {name: CocoResults.for_spec(evaluation.truth, detector.spec) for name, detector in detectors.items()}
-    for image_id, path in evaluation.files.items():
-        image = read_image(path)
-        for name, detector in detectors.items():
-            results[name].add(image_id, detector(image))
-    return {name: result.evaluate() for name, result in results.items()}
+def thread_counts() -> tuple[int, ...]:
+    """What latency is measured with: 1 thread, and as many as there are cores."""
+    return tuple(sorted({1, os.cpu_count() or 1}))
 
 
-def measure_latency(models: Mapping[str, Path], *, threads: int = 1) -> dict[str, float]:
-    """Median milliseconds of one frame through each network, taken in turns so that all meet the same conditions."""
-    backends = {name: OnnxRuntimeBackend(path, threads=threads) for name, path in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    rng = np.random.default_rng(0)
-    for _ in range(_WARM_UP + _ROUNDS):
-        for name, backend in backends.items():
-            width, height = backend.spec.input.wh
-            frame = rng.integers(0, 256, (1, height, width, 3), np.uint8)
-            start = time.perf_counter()
-            backend.infer({INPUT_NAME: frame})
-            times[name].append(1000.0 * (time.perf_counter() - start))
-    return {name: median(values[_WARM_UP:]) for name, values in times.items()}
+def _one_frame(backend: Backend) -> Callable[[], object]:
+    width, height = backend.spec.input.wh
+    feeds = {backend.inputs[0]: np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)}
+    return lambda: backend.infer(feeds)

@@ -1,30 +1,43 @@
-"""The photographs that a model is calibrated on: chosen once, read one by one, bad ones listed."""
+"""Photographs as files: what is in them by hash, and reading them one by one, once, with bad ones listed."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sdk.errors import SourceError
-from sdk.sources.images import folder_images, read_image
+from sdk.errors import InputError, SourceError
+from sdk.preprocessing import as_bgr
+from sdk.sources.images import read_image
 
 from .errors import CalibrationError
+from .onnx_files import file_sha256
 
 MIN_PHOTOGRAPHS = 2
 MAX_UNREADABLE = 0.05  # share of the chosen photographs; above it, something is wrong with the folder
 
+Image = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class Photograph:
-    """A file that was used: its name and the SHA-256 of its content."""
+    """A file that was used.
+
+    Attributes:
+        name: of the file.
+        sha256: of its content.
+        pixels_sha256: of its decoded pixels, which a copy in another container shares; empty where nobody took it.
+    """
 
     name: str
     sha256: str
+    pixels_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,21 +46,6 @@ class Unreadable:
 
     name: str
     reason: str
-
-
-def choose_photographs(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
-    """`count` image files of a folder, or all if there are fewer, in natural order; the same seed, the same files.
-
-    Raises:
-        CalibrationError: the folder does not exist or has fewer than two images.
-    """
-    if not folder.is_dir():
-        raise CalibrationError(f"there is no folder {folder}; --images takes a folder of photographs")
-    paths = folder_images(folder)
-    if len(paths) < MIN_PHOTOGRAPHS:
-        raise CalibrationError(f"{folder} has {len(paths)} photograph; calibration needs at least {MIN_PHOTOGRAPHS}")
-    chosen = np.random.default_rng(seed).permutation(len(paths))[:count]
-    return [paths[index] for index in sorted(chosen)]
 
 
 class PhotographReader:
@@ -69,35 +67,60 @@ class PhotographReader:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[Image]:
         """(H, W, 3) uint8 BGR images.
 
         Raises:
             CalibrationError: more than 5 % cannot be read, or fewer than two can.
         """
         for path in self._paths:
-            image = self._read(path)
-            if image is not None:
-                yield image
+            try:
+                image = _read(path)
+            except (SourceError, InputError) as err:
+                self.unreadable.append(Unreadable(path.name, str(err)))
+                check_readable(self.unreadable, len(self._paths))
+                continue
+            self.used.append(_identified(path, image))
+            yield image
         if len(self.used) < MIN_PHOTOGRAPHS:
             raise CalibrationError(
                 f"{len(self.used)} of {len(self._paths)} photographs can be read, calibration needs at least "
-                f"{MIN_PHOTOGRAPHS}{self._first_reason()}"
+                f"{MIN_PHOTOGRAPHS}{_first_reason(self.unreadable)}"
             )
 
-    def _read(self, path: Path) -> npt.NDArray[np.uint8] | None:
-        try:
-            image: npt.NDArray[np.uint8] = read_image(path)
-        except SourceError as err:
-            self.unreadable.append(Unreadable(path.name, str(err)))
-            if len(self.unreadable) > MAX_UNREADABLE * len(self._paths):
-                raise CalibrationError(
-                    f"{len(self.unreadable)} of {len(self._paths)} photographs cannot be read, more than "
-                    f"{MAX_UNREADABLE:.0%}{self._first_reason()}"
-                ) from err
-            return None
-        self.used.append(Photograph(path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
-        return image
 
-    def _first_reason(self) -> str:
-        return f"; the first: {self.unreadable[0].reason}" if self.unreadable else ""
+def check_readable(unreadable: Sequence[Unreadable], total: int) -> None:
+    """Raises CalibrationError where more than 5 % of `total` photographs cannot be read."""
+    if len(unreadable) > MAX_UNREADABLE * total:
+        raise CalibrationError(
+            f"{len(unreadable)} of {total} photographs cannot be read, more than {MAX_UNREADABLE:.0%}"
+            f"{_first_reason(unreadable)}"
+        )
+
+
+def identify(paths: Sequence[Path]) -> list[Photograph | Unreadable]:
+    """What is in each file, by hash, or why it cannot be read; by all cores, in the order of the paths."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_identify, paths))
+
+
+def _identify(path: Path) -> Photograph | Unreadable:
+    try:
+        return _identified(path, _read(path))
+    except (SourceError, InputError) as err:
+        return Unreadable(path.name, str(err))
+
+
+def _identified(path: Path, image: Image) -> Photograph:
+    pixels = hashlib.sha256(str(image.shape).encode())  # 2x8 and 4x4 pixels may have the same bytes
+    pixels.update(image.data)
+    return Photograph(path.name, file_sha256(path), pixels.hexdigest())
+
+
+def _read(path: Path) -> Image:
+    """An image that the preprocessing takes; SourceError or InputError for any other."""
+    return as_bgr(read_image(path))
+
+
+def _first_reason(unreadable: Sequence[Unreadable]) -> str:
+    return f"; the first: {unreadable[0].reason}" if unreadable else ""
