@@ -48,6 +48,7 @@ class TrainConfig:
     freeze_batch_norm: bool = False  # keep its running statistics and use them
     compile: bool = False  # torch.compile
     backbone: str = ""  # file of ImageNet weights to start the backbone from
+    fake_quantise: str = ""  # an INT8 .onnx of this network: train with its rounding (train.quantisation)
     # Augmentation
     flip: float = 0.5  # probability
     crop: bool = True  # scale and place pictures at random; False: whole and centred, as the detector letterboxes them
@@ -378,6 +379,17 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"size {width}x{height} must be a multiple of 32, the networks' coarsest stride")
     _check_sizes(config)
     _check_3d(config)
+    _check_rounding(config)
+
+
+def _check_rounding(config: TrainConfig) -> None:
+    if config.fake_quantise and config.precision != "fp32":
+        raise ConfigError(
+            f"precision={config.precision} rounds about as coarsely as INT8, which fake_quantise is to show; "
+            "set precision=fp32"
+        )
+    if config.fake_quantise and config.compile:
+        raise ConfigError("compile=true and fake_quantise do not go together; set compile=false")
 
 
 def _check_sizes(config: TrainConfig) -> None:

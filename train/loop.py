@@ -42,12 +42,13 @@ from .checkpoint import Checkpoint, init_from, normalisation_of, read_checkpoint
 from .config import TrainConfig, config_to_dict
 from .data import TrainData
 from .distributed import Processes, joined_processes, own_device, parallel, synchronise_batch_norm
-from .evaluate import TorchBackend, evaluate_weights
+from .evaluate import TorchBackend, detect_samples, figures_of
 from .losses import Losses, loss_counts, stacked_losses
 from .models import CenterNet, build_model, load_imagenet_backbone
 from .models.imagenet import IMAGENET_MEAN_BGR, IMAGENET_STD_BGR
 from .optim import build_optimizer, learning_rate
 from .preprocessing import normalised
+from .quantisation import fake_quantise, read_int8
 from .sample_pictures import Image, sample_pictures, stacked
 from .specs import STRIDE, spec_from_config
 from .summary import History, figures_table, write_summary, write_whole
@@ -148,6 +149,11 @@ class Trainer:
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         side = max(64, self.model.input_multiple)
         probe = torch.zeros(1, 3, side, side, device=self.device)
+        self._int8 = None
+        if config.fake_quantise:
+            path = Path(config.fake_quantise)
+            self._int8 = self.processes.share(read_int8(path) if self.processes.is_first else None)
+            self._round(self.model)
         self._parallel = parallel(_Stacks(self.model), self.processes, probe)
         self._network: Any = torch.compile(self._parallel) if config.compile else self._parallel
         self.optimizer = build_optimizer(self.model, config)
@@ -174,6 +180,8 @@ class Trainer:
             raise ConfigError(f"--init {init} and backbone={self.config.backbone} both give weights; leave one out")
         elif init is not None:
             self.initialise(init)
+        elif self._int8 is not None:
+            raise ConfigError(f"fake_quantise={self._int8.path} goes on from trained weights; name them with --init")
         elif self.config.backbone:
             self._load_backbone(Path(self.config.backbone))
 
@@ -268,15 +276,12 @@ class Trainer:
         """Figures of the averaged weights on the held-back pictures; keeps the best as best.pth."""
         # Running averages of batch norms differ between processes on CPUs; the first one's count.
         self.processes.share_tensors(self.average.state.values())
-        figures = evaluate_weights(
-            self.average.state,
-            self.spec,
-            self.config,
-            self.data.held_back,
-            rank=self.processes.rank,
-            world=self.processes.world,
-            gather=self.processes.gather,
+        samples, processes = self.data.held_back, self.processes
+        found = detect_samples(
+            self._detector(score_threshold=0.0), samples, range(processes.rank, len(samples), processes.world)
         )
+        everything = {index: row for part in processes.gather(found) for index, row in part.items()}
+        figures = figures_of(samples, everything, self.spec)
         self.history.add_figures(self.step, figures)
         score = sum(figures[name] for name in CHOSEN_BY if name in figures)
         if score > self.best_ap:
@@ -290,10 +295,19 @@ class Trainer:
 
     def pictures(self) -> list[Image]:
         """A few held-back samples: truth, what the averaged weights find, heatmap; (H, W, 3) uint8 BGR each."""
+        indices = range(min(NUM_PICTURES, len(self.data.held_back)))
+        return list(sample_pictures(self._detector(), self.data.held_back, indices))
+
+    def _detector(self, *, score_threshold: float | None = None) -> Detector:
+        """Of the averaged weights, rounding as the network in training does."""
         model = build_model(self.config.architecture, self.spec.heads)
         model.load_state_dict(self.average.state)
-        detector = Detector(TorchBackend(model, self.spec, device=self.config.device))
-        return list(sample_pictures(detector, self.data.held_back, range(min(NUM_PICTURES, len(self.data.held_back)))))
+        self._round(model.to(self.device))
+        return Detector(TorchBackend(model, self.spec, device=self.config.device), score_threshold=score_threshold)
+
+    def _round(self, model: CenterNet) -> None:
+        if self._int8 is not None:
+            fake_quantise(model, self._int8)
 
     def _steps(self, request: StopRequest) -> Iterator[tuple[list[Batch], float]]:
         """The passes of each step that is left, and the seconds of waiting for them."""
@@ -333,7 +347,8 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.step, self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self._parallel.train()
-        if self.config.freeze_batch_norm:
+        # Statistics of a batch would change from step to step what is rounded; INT8 has one value for them.
+        if self.config.freeze_batch_norm or self._int8 is not None:
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
