@@ -29,7 +29,7 @@ _COMMANDS = {
     "train": _Command("train.__main__", "train a model", "cpu,train"),
     "evaluate": _Command("apps.evaluate", "measure a model's accuracy on a data set", "cpu,calibration"),
     "export": _Command("export.__main__", "turn a checkpoint into ONNX or an engine", "cpu,export"),
-    "calibrate": _Command("calibration.__main__", "turn an ONNX model into INT8", "cpu,calibration"),
+    "calibrate": _Command("apps.calibrate", "turn an ONNX model into INT8 or FP16", "cpu,calibration"),
     "benchmark": _Command("apps.benchmark", "measure a model's speed", "cpu"),
     "doctor": _Command("apps.doctor", "say what this machine can run, and what to install", "cpu"),
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from sdk.errors import ConfigError
 
 from .methods import METHODS
+from .placement import Target
+from .weights import WeightOptions
 
-TARGETS = ("onnxruntime", "tensorrt")
+TARGETS = get_args(Target)
 METHOD_NAMES = (*METHODS, "auto")
 # Closest to float on the shipped model (docs/benchmarks.md).
 DEFAULT_METHOD = "minmax"
@@ -23,33 +26,58 @@ class CalibrationConfig:
         ConfigError: on construction, for options that contradict each other or are not there yet.
     """
 
-    images: Path | None = None  # folder of photographs to calibrate on; not needed where `ranges` exists
-    annotations: Path | None = None  # COCO file of that folder: accuracy on those that were not calibrated on
-    eval_images: Path | None = None  # folder of the photographs to measure accuracy on
-    eval_annotations: Path | None = None  # COCO file of that folder
+    images: Path | None = None  # photographs to calibrate on, a folder or a list; not needed where `ranges` exists
+    annotations: Path | None = (
+        None  # COCO file of `images`: balances classes; accuracy is measured on what is set aside
+    )
+    eval_images: Path | None = None  # photographs to measure accuracy on
+    eval_annotations: Path | None = None  # COCO file of these
     num: int = 200  # photographs to calibrate on
     method: str | None = None  # that chooses the ranges; None: DEFAULT_METHOD, or that of `ranges`
-    target: str = "onnxruntime"  # runtime to quantise for
-    ranges: Path | None = None  # JSON file of ranges: used if it exists, written if not
+    target: Target = "onnxruntime"  # runtime to quantise for
+    precision: Literal["int8", "fp16"] = "int8"  # fp16 needs no photographs but those to measure accuracy on
+    ranges: Path | None = None  # JSON file of ranges: used if it exists, written if not; or a cache of TensorRT
+    weights: WeightOptions = field(default_factory=WeightOptions)  # how weights become integers
+    max_ap_drop: float | None = None  # layers go back to float until no more AP is lost; None: nothing does
+    sensitivity: bool = False  # measure what each part of the network in float would change
+    force: bool = False  # leave evaluation photographs that were calibrated on out, rather than refuse
+    write_cache: Path | None = None  # calibration cache for TensorRT up to 10
+    tensorrt_version: str = "10.3.0"  # of the cache
     seed: int = 0  # chooses the photographs
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHOD_NAMES:
             raise ConfigError(f"there is no method {self.method!r}; there are {', '.join(METHOD_NAMES)}")
-        if self.method == "auto":
-            raise ConfigError(f"--method auto is not supported by this version yet; use one of {', '.join(METHODS)}")
         if self.target not in TARGETS:
             raise ConfigError(f"there is no target {self.target!r}; there are {', '.join(TARGETS)}")
-        if self.target != "onnxruntime":
-            raise ConfigError(f"--target {self.target} is not supported by this version yet; use onnxruntime")
         if (self.eval_images is None) != (self.eval_annotations is None):
             raise ConfigError("--eval-images and --eval-annotations go together; name both or neither")
         if self.num < 2:
             raise ConfigError(f"--num {self.num} is too few; calibration needs at least 2 photographs")
-        if self.images is None and not self.has_ranges:
-            raise ConfigError("--images is missing: a folder of photographs like those that the camera will see")
         if self.images is None and self.annotations is not None:
             raise ConfigError("--annotations says what is in --images, which is missing; name both")
+        if self.max_ap_drop is not None and self.eval_images is None and self.annotations is None:
+            raise ConfigError(
+                "--max-ap-drop needs annotated photographs to measure AP on; name --eval-images and "
+                "--eval-annotations, or --annotations"
+            )
+        if self.precision == "fp16":
+            self._check_half()
+        elif self.images is None and not self.has_ranges:
+            raise ConfigError(
+                "--images is missing: photographs like those that the camera will see, a folder or a list of files"
+            )
+
+    def _check_half(self) -> None:
+        for given, option in (
+            (self.method, "--method"),
+            (self.ranges, "--ranges"),
+            (self.max_ap_drop, "--max-ap-drop"),
+            (self.sensitivity or None, "--sensitivity"),
+            (self.write_cache, "--write-cache"),
+        ):
+            if given is not None:
+                raise ConfigError(f"{option} is for --precision int8: FP16 has no ranges to choose; leave it out")
 
     @property
     def has_ranges(self) -> bool:

@@ -1,15 +1,16 @@
-"""Two rewrites of a float graph that change no value, for the sake of the INT8 graph that it becomes.
+"""Rewrites of a float graph that change no value, for the sake of the INT8 graph that it becomes.
 
-ONNX Runtime calculates integer convolutions channels last, as frames come, and cancels transposes that meet. Both
+ONNX Runtime calculates integer convolutions channels last, as frames come, and cancels transposes that meet. These
 rewrites say the same in the form that is cheapest there (docs/benchmarks.md)::
 
+    upsample_by_conv(graph, shapes, names)
     widen_first_conv(graph, shapes)
     copy_to_upsample(graph, shapes)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,78 @@ _TO_CHANNELS_LAST: _Step = ("Transpose", (), {"perm": [0, 2, 3, 1]})
 _TO_CHANNELS_FIRST: _Step = ("Transpose", (), {"perm": [0, 3, 1, 2]})
 _PIXELS = 4  # that are read as one
 _CONV_DEFAULTS = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+
+
+def upsample_by_conv(graph: GraphProto, shapes: Shapes, names: Collection[str]) -> None:
+    """Transposed convolutions 4x4 of stride 2 as 2x2 convolutions to four times the channels, in place.
+
+    ONNX Runtime has integer kernels for the latter only. Each of the 2x2 outputs around the corner of four cells is a
+    sum over these four cells, with its own quarter of the kernel; so a 2x2 convolution gives all of them as channels,
+    for each corner, those on the border included. Laid side by side they are the map with a border of one.
+
+    The convolution and its ReLU come before the laying out, so that they keep their names and their ranges.
+
+    Args:
+        graph: of the model.
+        shapes: of its tensors, by name.
+        names: of the nodes, none of which gives an output of the graph; others are left alone.
+    """
+    arrays = _arrays(graph)
+    for node in [node for node in graph.node if node.op_type == "ConvTranspose" and node.name in names]:
+        _upsample_by_conv(graph, node, arrays, shapes)
+    del graph.value_info[:]  # the shapes of what keeps its name are others now
+
+
+def _upsample_by_conv(
+    graph: GraphProto, node: NodeProto, arrays: Mapping[str, npt.NDArray[Any]], shapes: Shapes
+) -> None:
+    weight = arrays[node.input[1]]  # (I, O, 4, 4)
+    in_channels, out_channels = weight.shape[:2]
+    # Rows 2 and 0 of the kernel give the upper of the two outputs at a corner, rows 3 and 1 the lower; so the columns.
+    pieces = weight.reshape(in_channels, out_channels, 2, 2, 2, 2)[:, :, ::-1, :, ::-1, :]
+    kernel = pieces.transpose(3, 5, 1, 0, 2, 4).reshape(4 * out_channels, in_channels, 2, 2)
+    inputs = [node.input[0], _add_constant(graph, f"{node.name}.corners", np.ascontiguousarray(kernel))]
+    if len(node.input) > 2:
+        inputs.append(_add_constant(graph, f"{node.name}.corner_biases", np.tile(arrays[node.input[2]], 4)))
+    conv = helper.make_node("Conv", inputs, [node.output[0]], name=node.name, pads=[1, 1, 1, 1], kernel_shape=[2, 2])
+    relu = _relu_behind(graph, node)
+    last = relu or conv
+    layout = _lay_out(graph, node.name, source=last.output[0], corners=shapes[node.output[0]])
+    rewritten: list[NodeProto] = []
+    for other in graph.node:
+        if other.name not in (node.name, last.name):
+            other.input[:] = [layout[-1].output[0] if name == last.output[0] else name for name in other.input]
+        rewritten.append(conv if other.name == node.name else other)
+        if other.name == last.name:
+            rewritten += layout
+    _replace_nodes(graph, rewritten)
+
+
+def _relu_behind(graph: GraphProto, node: NodeProto) -> NodeProto | None:
+    """The ReLU that alone reads what a node gives."""
+    readers = [other for other in graph.node if node.output[0] in other.input]
+    return readers[0] if [reader.op_type for reader in readers] == ["Relu"] else None
+
+
+def _lay_out(graph: GraphProto, name: str, *, source: str, corners: tuple[int, ...]) -> list[NodeProto]:
+    """From (1, 4 O, h + 1, w + 1) corners to the (1, O, 2 h, 2 w) map of the given shape."""
+    _, channels, height, width = corners
+    rows, columns = height // 2 + 1, width // 2 + 1
+    split = _add_constant(graph, f"{name}.split", np.array([1, rows, columns, 2, 2, channels]))
+    whole = _add_constant(graph, f"{name}.whole", np.array([1, 2 * rows, 2 * columns, channels]))
+    bounds = [
+        _add_constant(graph, f"{name}.{key}", np.array(value))
+        for key, value in (("first", [1, 1]), ("end", [2 * rows - 1, 2 * columns - 1]), ("axes", [1, 2]))
+    ]
+    steps: list[_Step] = [
+        _TO_CHANNELS_LAST,
+        ("Reshape", [split], {}),
+        ("Transpose", [], {"perm": [0, 1, 3, 2, 4, 5]}),
+        ("Reshape", [whole], {}),
+        ("Slice", bounds, {}),
+        _TO_CHANNELS_FIRST,
+    ]
+    return _chain(steps, source=source, target=f"{name}.laid_out", name=name)
 
 
 def copy_to_upsample(graph: GraphProto, shapes: Shapes) -> None:

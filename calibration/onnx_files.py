@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 
+from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.errors import ConfigError, InputError, SpecError
 from sdk.spec import ONNX_METADATA_KEY, ModelSpec
 
@@ -74,6 +76,14 @@ def write_onnx(model: onnx.ModelProto, path: Path, *, spec: ModelSpec, weights_s
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def open_model(model: onnx.ModelProto, spec: ModelSpec) -> OnnxRuntimeBackend:
+    """A model in memory, as ONNX Runtime runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(model, path, spec=spec, weights_sha256=weights_sha256_of(model))
+        return OnnxRuntimeBackend(path)
 
 
 def metadata_of(model: onnx.ModelProto) -> dict[str, str]:

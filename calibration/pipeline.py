@@ -1,4 +1,4 @@
-"""The whole way: a float model and photographs in, an INT8 model and a report out.
+"""The whole way: a float model and photographs in, an INT8 or FP16 model and a report out.
 
 ::
 
@@ -8,38 +8,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import onnx
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
 
+from sdk.backends import Backend
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.errors import ConfigError
+from sdk.machine import inspect_machine
 from sdk.spec import ModelSpec
 
+from .budget import hold_budget
+from .collection import Statistics, collect_statistics, part_file
 from .config import DEFAULT_METHOD, CalibrationConfig
+from .deployment import AS_IT_IS, Deployment
 from .errors import CalibrationError
-from .measurement import Evaluation, check_unseen, held_back, measure_accuracy, measure_latency, open_evaluation
-from .onnx_files import check_writable, read_onnx, replacing, weights_sha256_of, write_onnx
-from .photographs import PhotographReader, Unreadable, choose_photographs
-from .placement import place_for_onnxruntime
+from .layer_errors import layer_errors
+from .measurement import measure_accuracy, measure_latency, thread_counts
+from .onnx_files import check_writable, file_sha256, open_model, read_onnx, replacing, weights_sha256_of, write_onnx
+from .overlap import identified, set_aside, without_calibrated
+from .photographs import PhotographReader, Unreadable
+from .pictures import PictureChooser
+from .placement import place
 from .quantisation import quantise
-from .ranges import Ranges, collect_statistics, ranges_from_statistics, read_ranges, write_ranges
-from .report import Report
+from .ranges import Ranges, open_ranges, ranges_from_statistics, write_ranges
+from .reconstruction import sample_frames
+from .report import ActivationHistogram, Report, activation_histogram, package_versions
+from .sensitivity import (
+    QuantiseExcept,
+    Sensitivity,
+    accuracy_on,
+    ap_noise,
+    latency_here,
+    layer_groups,
+    sensitivity,
+)
+from .sets import AnnotatedSet, CalibrationSet, choose_at_random, choose_balanced, list_photographs, open_annotated
+from .tensorrt_cache import is_cache, network_ranges, write_cache
 
 Note = Callable[[str], None]
+Frames = list[npt.NDArray[np.uint8]]
+_NUM_FRAMES = 8  # for the table of layers
 
 
-def calibrate(model_path: Path, out: Path, config: CalibrationConfig, *, note: Note = lambda text: None) -> Report:
-    """Write the INT8 form of a float model, and measure what it costs.
+@dataclass(frozen=True)
+class _Job:
+    """What is asked: the float model and its file, the file to write, and how."""
+
+    model: ModelProto
+    spec: ModelSpec
+    path: Path
+    out: Path
+    config: CalibrationConfig
+    deployment: Deployment
+    note: Note
+
+    def quantised(self, ranges: Ranges, float_nodes: Collection[str] = ()) -> ModelProto:
+        """The dense INT8 graph, with some nodes in float."""
+        config = self.config
+        return quantise(
+            self.model, ranges.tensors, target=config.target, float_nodes=float_nodes, weights=config.weights
+        )
+
+    def half(self) -> tuple[ModelProto, ModelSpec] | None:
+        """The FP16 file, where there is a way to it."""
+        if self.deployment.half is None:
+            return None
+        return self.deployment.half(self.model, replace(self.spec, precision="fp16"))
+
+    def rounded(self, file: ModelProto, spec: ModelSpec) -> Backend:
+        """A file, as inexact as in its own runtime."""
+        return open_model(self.deployment.rounded(file), spec)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Photographs: to calibrate on, None where that is done; to measure accuracy on, None where none is annotated."""
+
+    chosen: CalibrationSet | None
+    evaluation: AnnotatedSet | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Ranges, with what they were taken from; no statistics where they were read from a file."""
+
+    ranges: Ranges
+    statistics: Statistics | None
+    unreadable: tuple[Unreadable, ...]
+
+
+def calibrate(
+    model_path: Path,
+    out: Path,
+    config: CalibrationConfig,
+    *,
+    deployment: Deployment = AS_IT_IS,
+    note: Note = lambda text: None,
+) -> Report:
+    """Write the INT8 or FP16 form of a float model, and measure what it costs.
 
     The file appears under its name only when all is done.
 
     Args:
-        model_path: a .onnx that `centeredge export` wrote.
+        model_path: a .onnx that `centeredge export` wrote for ONNX Runtime, FP32.
         out: the .onnx to write.
         config: what to calibrate and measure on.
+        deployment: the last steps to the file of the target.
         note: is told what is being done.
 
     Raises:
@@ -48,24 +130,16 @@ def calibrate(model_path: Path, out: Path, config: CalibrationConfig, *, note: N
         InputError, SpecError, BackendError: a file is not what was expected.
     """
     model, spec = _float_model(model_path)
-    if out.exists() and out.samefile(model_path):
-        raise ConfigError(f"{out} would replace the float model; name another output")
-    if config.ranges is not None and not config.has_ranges:
-        check_writable(config.ranges)
-    evaluation = _evaluation(config, spec)
+    _check_outputs(model_path, out, config)
+    sets = _open_sets(config, spec)
+    job = _Job(model, spec, model_path, out, config, deployment, note)
     with replacing(out) as temporary:
-        ranges, unreadable = _ranges(model, spec, config, note)
-        evaluation = _unseen(evaluation, ranges, config)
-        int8 = quantise(model, ranges.tensors)
-        int8_spec = replace(spec, precision="int8")
-        write_onnx(int8, temporary, spec=int8_spec, weights_sha256=ranges.weights_sha256)
-        report = _measured(model_path, temporary, evaluation, ranges, note)
-    return replace(
-        report, output=out, unreadable=unreadable, float_convs=place_for_onnxruntime(model.graph).float_convs
-    )
+        write = _write_half if config.precision == "fp16" else _write_int8
+        report = write(job, sets, temporary)
+    return replace(report, output=out)
 
 
-def _float_model(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
+def _float_model(path: Path) -> tuple[ModelProto, ModelSpec]:
     model, spec = read_onnx(path)
     operators = {node.op_type for node in model.graph.node}
     if spec.precision == "int8" or operators & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
@@ -79,72 +153,233 @@ def _float_model(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
     return model, spec
 
 
-def _evaluation(config: CalibrationConfig, spec: ModelSpec) -> Evaluation | None:
-    if config.eval_images is not None and config.eval_annotations is not None:
-        return open_evaluation(config.eval_images, config.eval_annotations, spec)
+def _check_outputs(model_path: Path, out: Path, config: CalibrationConfig) -> None:
+    if out.exists() and out.samefile(model_path):
+        raise ConfigError(f"{out} would replace the float model; name another output")
+    if config.ranges is not None and not config.has_ranges:
+        check_writable(config.ranges)
+    if config.write_cache is not None:
+        check_writable(config.write_cache)
+
+
+def _open_sets(config: CalibrationConfig, spec: ModelSpec) -> _Sets:
+    """Chooses the photographs; the two sets share none, or this is said now and not after the work.
+
+    Raises:
+        CalibrationError: there are too few, or evaluation photographs are among those that were calibrated on.
+    """
+    pool = evaluation = None
     if config.images is not None and config.annotations is not None:
-        return open_evaluation(config.images, config.annotations, spec)
-    return None
-
-
-def _unseen(evaluation: Evaluation | None, ranges: Ranges, config: CalibrationConfig) -> Evaluation | None:
-    """What accuracy is measured on: never on photographs that were calibrated on."""
-    if evaluation is None:
-        return None
-    if config.eval_images is None:
-        return held_back(evaluation, ranges.photographs, seed=config.seed)
-    check_unseen(evaluation, ranges.photographs)
-    return evaluation
-
-
-def _ranges(
-    model: onnx.ModelProto, spec: ModelSpec, config: CalibrationConfig, note: Note
-) -> tuple[Ranges, tuple[Unreadable, ...]]:
-    if config.ranges is not None and config.has_ranges:
-        return _known_ranges(config.ranges, model, config, note), ()
+        pool = open_annotated(config.images, config.annotations, spec)
+    if config.eval_images is not None and config.eval_annotations is not None:
+        evaluation = open_annotated(config.eval_images, config.eval_annotations, spec)
+    elif pool is not None and config.precision == "fp16":
+        evaluation = pool  # nothing is calibrated on
+    elif pool is not None:
+        pool, evaluation = set_aside(pool, config.num, seed=config.seed)
+    if config.has_ranges or config.precision == "fp16":
+        return _Sets(None, evaluation)
     assert config.images is not None
+    if pool is None:
+        chosen = choose_at_random(list_photographs(config.images), config.num, seed=config.seed)
+    else:
+        chosen = choose_balanced(pool, spec.class_names, config.num, seed=config.seed)
+    if evaluation is not None:
+        evaluation = without_calibrated(evaluation, identified(chosen.paths), force=_may_leave_out(config))
+    return _Sets(chosen, evaluation)
+
+
+def _may_leave_out(config: CalibrationConfig) -> bool:
+    """Whether photographs that were calibrated on are quietly no part of the evaluation set."""
+    return config.force or config.eval_images is None
+
+
+def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
+    config, note = job.config, job.note
+    measured = _ranges(job, sets.chosen)
+    ranges, evaluation, frames = measured.ranges, sets.evaluation, _frames(sets, job.spec)
+    if config.write_cache is not None:
+        written = network_ranges(job.model.graph, ranges.tensors)
+        write_cache(written, config.write_cache, tensorrt_version=config.tensorrt_version)
+    if evaluation is not None and sets.chosen is None:
+        evaluation = without_calibrated(evaluation, ranges.photographs, force=_may_leave_out(config))
+    layers = _chosen_layers(job, partial(job.quantised, ranges), evaluation, frames)
+    int8 = job.quantised(ranges, layers.float_nodes)
+    file, spec = job.deployment.finish(int8, replace(job.spec, precision="int8"))
+    write_onnx(file, path, spec=spec, weights_sha256=ranges.weights_sha256)
+    models: dict[str, Path | Backend] = {"fp32": job.path, "int8": path}
+    if config.target == "tensorrt":  # where FP16 is the alternative, and what INT8 leaves may be FP16
+        half = job.half()
+        models |= {"int8": job.rounded(file, spec)} | ({"fp16": job.rounded(*half)} if half else {})
+    report = _report(job, models, {"fp32": job.path, "int8": path}, layers.evaluation)
+    note("measuring the error of each layer")
+    return replace(
+        report,
+        ranges=ranges,
+        unreadable=measured.unreadable,
+        choice=sets.chosen.sentences() if sets.chosen else (),
+        notes=(*report.notes, *layers.sentences),
+        options={"weight search": config.weights.search, "left in float": sorted(layers.float_nodes)},
+        float_layers=place(job.model.graph, config.target, float_nodes=layers.float_nodes).reasons,
+        layers=layer_errors(job.model, int8, frames),
+        histograms=_histograms(measured, config),
+        sensitivity=layers.sensitivity,
+        budget=layers.budget,
+    )
+
+
+def _write_half(job: _Job, sets: _Sets, path: Path) -> Report:
+    half = job.half()
+    if half is None:
+        raise ConfigError("there is no way to FP16 here; use `centeredge export --precision fp16`")
+    file, spec = half
+    write_onnx(file, path, spec=spec, weights_sha256=weights_sha256_of(job.model))
+    models: dict[str, Path | Backend] = {"fp32": job.path, "fp16": job.rounded(file, spec)}
+    return _report(job, models, {"fp32": job.path, "fp16": path}, sets.evaluation)
+
+
+def _ranges(job: _Job, chosen: CalibrationSet | None) -> _Measured:
+    config, note = job.config, job.note
+    if chosen is None:
+        assert config.ranges is not None
+        return _Measured(_known_ranges(config.ranges, job.model, config, note), None, ())
     method = config.method or DEFAULT_METHOD
-    reader = PhotographReader(choose_photographs(config.images, config.num, seed=config.seed))
+    for sentence in chosen.sentences():
+        note(sentence)
+    reader = PhotographReader(chosen.paths)
+    part = part_file(config.ranges or job.out, job.model, chosen.paths)
     note(f"measuring activations on {len(reader)} photographs of {config.images}")
-    statistics = collect_statistics(model, spec, reader)
-    tensors = ranges_from_statistics(statistics, method)
-    ranges = Ranges(method, weights_sha256_of(model), tuple(reader.used), tensors)
+    statistics = collect_statistics(job.model, job.spec, reader, total=len(reader), part=part, note=note)
+    unreadable = {entry.name for entry in reader.unreadable}
+    frames = sample_frames([path for path in chosen.paths if path.name not in unreadable], job.spec)
+    tensors = ranges_from_statistics(job.model, statistics, method, frames=frames)
+    ranges = Ranges(method, weights_sha256_of(job.model), tuple(reader.used), tensors)
     if config.ranges is not None:
         write_ranges(ranges, config.ranges)
-    return ranges, tuple(reader.unreadable)
+    return _Measured(ranges, statistics, tuple(reader.unreadable))
 
 
-def _known_ranges(path: Path, model: onnx.ModelProto, config: CalibrationConfig, note: Note) -> Ranges:
-    ranges = read_ranges(path)
-    if ranges.weights_sha256 != weights_sha256_of(model):
-        raise CalibrationError(
-            f"{path} was measured on a model with other weights; delete it, or name another --ranges file, and "
-            "calibrate again"
-        )
+def _known_ranges(path: Path, model: ModelProto, config: CalibrationConfig, note: Note) -> Ranges:
+    ranges = open_ranges(path, model)
     if config.method is not None and config.method != ranges.method:
         raise ConfigError(
             f"{path} holds ranges by {ranges.method}, not {config.method}; leave --method out or delete it"
         )
-    note(f"using the ranges of {path}, by {ranges.method} from {len(ranges.photographs)} photographs")
+    source = "" if is_cache(path) else f" from {len(ranges.photographs)} photographs"
+    note(f"using the ranges of {path}, by {ranges.method}{source}")
     return ranges
 
 
-def _measured(model_path: Path, int8_path: Path, evaluation: Evaluation | None, ranges: Ranges, note: Note) -> Report:
-    models = {"fp32": model_path, "int8": int8_path}
-    note("measuring latency")
-    latency_ms = measure_latency(models)
-    accuracy = None
+def _frames(sets: _Sets, spec: ModelSpec) -> Frames:
+    """A few photographs as the network takes them: of the calibration set, else of the evaluation set; or noise."""
+    files = list(sets.chosen.paths if sets.chosen else sets.evaluation.files.values() if sets.evaluation else ())
+    if files:
+        return list(islice(sample_frames(files, spec), _NUM_FRAMES))
+    width, height = spec.input.wh
+    return [np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)]
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What stays in float, what is to be said about it, and the photographs that took no part in choosing it."""
+
+    evaluation: AnnotatedSet | None
+    float_nodes: Collection[str] = ()
+    sentences: Sequence[str] = ()
+    sensitivity: Sensitivity | None = None
+    budget: Mapping[str, Any] | None = None
+
+
+def _chosen_layers(
+    job: _Job, quantise_except: QuantiseExcept, evaluation: AnnotatedSet | None, frames: Frames
+) -> _Layers:
+    config, graph = job.config, job.model.graph
+    int8 = place(graph, config.target).int8
+    # What ONNX Runtime takes for a TensorRT file says nothing about TensorRT.
+    latency = latency_here if config.target == "onnxruntime" else None
+    groups = layer_groups(graph, int8, results_quantised=config.target == "onnxruntime")
+    if config.max_ap_drop is not None:
+        budget = hold_budget(
+            job.model,
+            quantise_except,
+            groups,
+            evaluation,
+            max_ap_drop=config.max_ap_drop,
+            frames=frames,
+            latency=latency,
+            seed=config.seed,
+            note=job.note,
+        )
+        return _Layers(
+            budget.evaluation, budget.float_nodes, budget.sentences(), budget.sensitivity, budget.to_dict()
+        )
+    if not config.sensitivity:
+        return _Layers(evaluation)
+    found = sensitivity(
+        job.model,
+        quantise_except,
+        groups,
+        frames=frames,
+        evaluate=accuracy_on(evaluation) if evaluation else None,
+        noise_ap=ap_noise(evaluation) if evaluation else 0.0,
+        latency=latency,
+        note=job.note,
+    )
+    return _Layers(evaluation, sensitivity=found)
+
+
+def _report(
+    job: _Job, models: Mapping[str, Path | Backend], files: Mapping[str, Path], evaluation: AnnotatedSet | None
+) -> Report:
+    """What can be measured of any model of reduced precision."""
+    job.note("measuring latency")
+    latency_ms = {threads: measure_latency(files, threads=threads) for threads in thread_counts()}
+    accuracy, pictures = None, PictureChooser(job.spec)
     if evaluation is not None:
-        note(f"measuring accuracy on {len(evaluation.files)} photographs")
-        accuracy = measure_accuracy(models, evaluation)
+        job.note(f"measuring accuracy on {len(evaluation.files)} photographs")
+        accuracy = measure_accuracy(models, evaluation, seen=pictures.add)
+    cpu = inspect_machine().cpu
+    *_, output = files.values()
     return Report(
-        model=model_path,
-        output=int8_path,
-        ranges=ranges,
-        unreadable=(),
-        float_convs=(),
-        file_bytes={name: path.stat().st_size for name, path in models.items()},
-        latency_ms=latency_ms,
+        model=job.path,
+        output=output,
+        file_bytes={label: path.stat().st_size for label, path in files.items()},
+        latency_ms=latency_ms[1],
+        latency_ms_by_threads={threads: row for threads, row in latency_ms.items() if threads > 1},
         accuracy=accuracy,
         num_evaluated=len(evaluation.files) if evaluation else 0,
+        target=job.config.target,
+        seed=job.config.seed,
+        notes=_notes(evaluation, job.config),
+        model_sha256={label: file_sha256(path) for label, path in files.items()},
+        machine={"CPU": cpu.name or "unknown", "cores": str(cpu.cores), **package_versions()},
+        pictures=pictures.pictures() if evaluation else (),
     )
+
+
+def _notes(evaluation: AnnotatedSet | None, config: CalibrationConfig) -> tuple[str, ...]:
+    notes = []
+    if evaluation is not None and config.force and evaluation.calibrated_on:
+        notes.append(
+            f"WARNING: {len(evaluation.calibrated_on)} evaluation photographs were calibrated on, and left out."
+        )
+    if evaluation is not None and evaluation.unreadable:
+        names = ", ".join(entry.name for entry in evaluation.unreadable)
+        notes.append(f"Not evaluated, because they cannot be read: {names}.")
+    if config.precision == "fp16":
+        notes.append("FP16 is calculated with each rounding of the file; its latency here is that of FP32 and casts.")
+    return tuple(notes)
+
+
+def _histograms(measured: _Measured, config: CalibrationConfig) -> list[ActivationHistogram]:
+    """What was counted, with the range that was chosen; none where the ranges were read from a file."""
+    rows = []
+    for name, histogram in (measured.statistics or {}).items():
+        bounds = measured.ranges.tensors[name]
+        low, high = bounds.low, bounds.high
+        if config.target == "tensorrt":
+            low, high = -bounds.amax, bounds.amax
+        rows.append(
+            activation_histogram(name, histogram.counts, histogram.edges, low=min(low, 0.0), high=max(high, 0.0))
+        )
+    return rows

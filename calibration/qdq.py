@@ -3,7 +3,7 @@
 The form is that of ONNX Runtime: activations unsigned with a zero point, weights signed, one scale a channel.
 A runtime fuses `DQ -> operator -> Q` into one integer operator::
 
-    graph = insert_qdq(graph, place_for_onnxruntime(graph), ranges)
+    graph = insert_qdq(graph, place(graph, "onnxruntime"), ranges)
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from .errors import CalibrationError
 from .methods import Range
-from .placement import MOVING, Placement
+from .placement import MOVING, WEIGHTED, Placement
+from .weights import CHANNEL_AXIS, in_steps, weight_scales
 
 _LEVELS = 255
 _BIAS_MAX = 2**30  # leaves room in 32 bits for the products
-_WEIGHT_MAX = 127  # -128 is not used, so that a weight and its negative are equally exact
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,16 @@ class _Bytes:
     scale: np.float32
 
 
-def insert_qdq(graph: GraphProto, placement: Placement, ranges: Mapping[str, Range]) -> GraphProto:
+def insert_qdq(
+    graph: GraphProto, placement: Placement, ranges: Mapping[str, Range], *, search: bool = False
+) -> GraphProto:
     """The INT8 form of a float graph.
 
     Args:
         graph: with unique node names; it is not changed.
         placement: which nodes run in INT8.
         ranges: of the activations, by tensor name.
+        search: for the best scale of each channel's weights.
 
     Raises:
         CalibrationError: an activation that is to be quantised has no range.
@@ -49,7 +52,7 @@ def insert_qdq(graph: GraphProto, placement: Placement, ranges: Mapping[str, Ran
     work = GraphProto()
     work.CopyFrom(graph)
     _absorb_relus(work, placement)
-    return _Writer(work, placement, ranges).write()
+    return _Writer(work, placement, ranges, search=search).write()
 
 
 def scale_and_zero_point(bounds: Range) -> tuple[np.float32, np.uint8]:
@@ -65,22 +68,35 @@ def scale_and_zero_point(bounds: Range) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.round(-low / scale), 0, _LEVELS))
 
 
+def range_of(ranges: Mapping[str, Range], name: str) -> Range:
+    """The range of a tensor; raises CalibrationError where there is none."""
+    if name not in ranges:
+        raise CalibrationError(
+            f"the ranges have none for tensor {name!r}; they were measured on another graph. Calibrate again"
+        )
+    return ranges[name]
+
+
 def quantised_conv(
-    weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32] | None, input_scale: np.float32
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32] | None,
+    input_scale: np.float32,
+    *,
+    axis: int = 0,
+    search: bool = False,
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]:
     """The parameters of a convolution in integers.
 
     Returns:
-        (O, I, h, w) weights in steps of their channel's scale; the (O,) bias in steps of that scale times
-        `input_scale`, in which ONNX Runtime adds; and the (O,) scales.
+        The weights in steps of their channel's scale; the (O,) bias in steps of that scale times `input_scale`, in
+        which ONNX Runtime adds; and the (O,) scales.
     """
-    scale = np.abs(weight).max(axis=(1, 2, 3)) / _WEIGHT_MAX
+    scale = weight_scales(weight, axis, search=search)
     if bias is not None:
         # A channel that is nearly off has weights, and so steps, in which its bias would be too many.
-        scale = np.maximum(scale, np.abs(bias) / (float(input_scale) * _BIAS_MAX))
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        scale = np.maximum(scale, np.abs(bias) / (float(input_scale) * _BIAS_MAX)).astype(np.float32)
     steps = None if bias is None else np.round(bias / (scale.astype(np.float64) * input_scale)).astype(np.int32)
-    return np.round(weight / scale[:, None, None, None]).astype(np.int8), steps, scale
+    return in_steps(weight, scale, axis), steps, scale
 
 
 def _absorb_relus(graph: GraphProto, placement: Placement) -> None:
@@ -97,14 +113,27 @@ def _absorb_relus(graph: GraphProto, placement: Placement) -> None:
             graph.node.remove(relu)
 
 
+def _read_as_bytes(graph: GraphProto, placement: Placement) -> set[str]:
+    """Tensors that INT8 operators read, and what those were before they were moved."""
+    wanted: set[str] = set()
+    for node in reversed(graph.node):
+        if node.name in placement.int8:
+            wanted.update(node.input[:1] if node.op_type in WEIGHTED else node.input)
+        elif node.op_type in MOVING and node.output[0] in wanted:
+            wanted.add(node.input[0])
+    return wanted
+
+
 class _Writer:
     """Goes through a graph once and writes its INT8 form."""
 
-    def __init__(self, graph: GraphProto, placement: Placement, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, graph: GraphProto, placement: Placement, ranges: Mapping[str, Range], *, search: bool) -> None:
         self._graph = graph
+        self._search = search
         self._int8 = placement.int8
         self._ranges = ranges
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self._wanted = _read_as_bytes(graph, placement)
         self._pixels = {value.name for value in graph.input}  # tensors of uint8 pixels
         self._casts: dict[str, str] = {}  # float pixels -> uint8 pixels
         self._nodes: list[NodeProto] = []
@@ -116,7 +145,7 @@ class _Writer:
         for node in self._graph.node:
             if node.name in self._int8:
                 self._write_int8(node)
-            elif node.op_type in MOVING and node.input[0] in self._bytes:
+            elif node.op_type in MOVING and (node.input[0] in self._bytes or node.output[0] in self._wanted):
                 self._write_moving(node)
             else:
                 self._write_float(node)
@@ -127,17 +156,18 @@ class _Writer:
 
     def _write_int8(self, node: NodeProto) -> None:
         written = _copy(node)
-        activations = range(1) if node.op_type == "Conv" else range(len(node.input))
+        activations = range(1) if node.op_type in WEIGHTED else range(len(node.input))
         for index in activations:
             written.input[index] = self._as_int8_input(node.input[index])
-        if node.op_type == "Conv":
+        if node.op_type in WEIGHTED:
             self._quantise_parameters(written, self._bytes[node.input[0]].scale)
         self._nodes.append(written)
-        self._quantise(node.output[0])
+        if node.op_type != "MatMul":  # ONNX Runtime's integer MatMul gives floats at no cost
+            self._quantise(node.output[0])
 
     def _write_moving(self, node: NodeProto) -> None:
         """Move the bytes themselves; they keep their meaning."""
-        source = self._bytes[node.input[0]]
+        source = self._as_bytes(node.input[0])
         moved = f"{node.output[0]}.quantized"
         written = _copy(node)
         written.input[0], written.output[0] = source.name, moved
@@ -166,19 +196,20 @@ class _Writer:
         return dequantised
 
     def _as_int8_input(self, name: str) -> str:
+        self._as_bytes(name)
+        return self._as_float(name)
+
+    def _as_bytes(self, name: str) -> _Bytes:
         if name in self._casts and name not in self._bytes:
             # Pixels are whole numbers from 0 to 255: they are their own quantised form, and nothing is lost.
             self._bytes[name] = self._with_constants(name, self._casts[name], np.float32(1.0), np.uint8(0))
         elif name not in self._bytes:
             self._quantise(name)
-        return self._as_float(name)
+        return self._bytes[name]
 
     def _quantise(self, name: str) -> None:
-        if name not in self._ranges:
-            raise CalibrationError(
-                f"the ranges have none for tensor {name!r}; they were measured on another graph. Calibrate again"
-            )
-        quantised = self._with_constants(name, f"{name}.quantized", *scale_and_zero_point(self._ranges[name]))
+        bounds = range_of(self._ranges, name)
+        quantised = self._with_constants(name, f"{name}.quantized", *scale_and_zero_point(bounds))
         self._bytes[name] = quantised
         inputs = [name, quantised.scale_name, quantised.zero_point_name]
         self._nodes.append(helper.make_node("QuantizeLinear", inputs, [quantised.name], name=f"{name}.Q"))
@@ -194,18 +225,21 @@ class _Writer:
         inputs = [quantised.name, quantised.scale_name, quantised.zero_point_name]
         self._nodes.append(helper.make_node("DequantizeLinear", inputs, [result], name=f"{result}.DQ"))
 
-    def _quantise_parameters(self, conv: NodeProto, input_scale: np.float32) -> None:
-        float_bias = self._weights[conv.input[2]] if len(conv.input) > 2 else None
-        weight, bias, scale = quantised_conv(self._weights[conv.input[1]], float_bias, input_scale)
-        conv.input[1] = self._parameter(f"{conv.name}.weight", weight, scale)
+    def _quantise_parameters(self, node: NodeProto, input_scale: np.float32) -> None:
+        float_bias = self._weights[node.input[2]] if len(node.input) > 2 else None
+        axis = CHANNEL_AXIS[node.op_type]
+        weight, bias, scale = quantised_conv(
+            self._weights[node.input[1]], float_bias, input_scale, axis=axis, search=self._search
+        )
+        node.input[1] = self._parameter(f"{node.name}.weight", weight, scale, axis=axis)
         if bias is not None:
-            conv.input[2] = self._parameter(f"{conv.name}.bias", bias, scale * input_scale)
+            node.input[2] = self._parameter(f"{node.name}.bias", bias, scale * input_scale)
 
-    def _parameter(self, name: str, values: npt.NDArray[Any], scale: npt.NDArray[np.float32]) -> str:
+    def _parameter(self, name: str, values: npt.NDArray[Any], scale: npt.NDArray[np.float32], *, axis: int = 0) -> str:
         parts = {"quantized": values, "scale": scale, "zero_point": np.zeros(len(scale), values.dtype)}
         inputs = [f"{name}.{part}" for part in parts]
         self._constants.update(zip(inputs, parts.values(), strict=True))
-        node = helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.DQ", axis=0)
+        node = helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"], name=f"{name}.DQ", axis=axis)
         self._nodes.append(node)
         return f"{name}.dequantized"
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from .engine import EngineOptions
     from .pipeline import Source
 
-_ENGINE_OPTIONS = ("workspace", "optimization_level", "timing_cache", "version_compatible", "hardware", "dla_core")
+_ENGINE_OPTIONS = (
+    *("workspace", "optimization_level", "timing_cache", "version_compatible", "hardware", "dla_core"),
+    *("calibration_cache", "calibration_images"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--hardware", choices=get_args(HardwareCompatibility), help="other GPUs to run on; default: none"
     )
+    engine.add_argument(
+        "--calibration-cache", type=Path, metavar="FILE", help="INT8 ranges for a file without Q/DQ, up to TensorRT 10"
+    )
+    engine.add_argument(
+        "--calibration-images", type=Path, metavar="DIR", help="photographs to measure them on where FILE is not there"
+    )
     engine.add_argument("--dla-core", type=int, metavar="N", help="run what can run there on a DLA (experimental)")
 
 
@@ -67,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     from .pipeline import export_model
 
     form = _form(args, default_target="onnxruntime")
-    report = export_model(_source(args), args.out, form, ranges=_ranges(args), photographs=args.images)
+    source = _source(args)
+    report = export_model(source, args.out, form, ranges=_ranges(args, source), photographs=args.images)
     print(f"{args.out}: {form.target}, {form.precision.upper()}, {args.out.stat().st_size / 1e6:.1f} MB")
     print(report.text())
     return 0
@@ -88,7 +98,8 @@ def _write_engine(args: argparse.Namespace) -> int:
         record = build_engine(args.source, args.out, options, note=_note)
     else:
         form = _form(args, default_target="tensorrt")
-        source, ranges, rebuild = _source(args), _ranges(args), shlex.join(["centeredge", *sys.argv[1:]])
+        source, rebuild = _source(args), shlex.join(["centeredge", *sys.argv[1:]])
+        ranges = _ranges(args, source)
         record, _ = export_engine(
             source, args.out, form, options, rebuild=rebuild, ranges=ranges, photographs=args.images, note=_note
         )
@@ -142,12 +153,12 @@ def _source(args: argparse.Namespace) -> Source:
     return checkpoint_source(args.source, architecture=args.architecture, task=args.task)
 
 
-def _ranges(args: argparse.Namespace) -> Ranges | None:
+def _ranges(args: argparse.Namespace, source: Source) -> Ranges | None:
     if args.ranges is None:
         return None
-    from calibration.ranges import read_ranges
+    from calibration.ranges import open_ranges
 
-    return read_ranges(args.ranges)
+    return open_ranges(args.ranges, source.model)
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
@@ -161,6 +172,8 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
         dla_core=args.dla_core,
         batch=args.dynamic_batch,
         timing_cache=args.timing_cache,
+        calibration_cache=args.calibration_cache,
+        calibration_images=args.calibration_images,
     )
 
 

@@ -91,12 +91,25 @@ def convert(
     """
     form.check()
     check_canonical(model, spec)
-    target = TARGETS[form.target]
-    converted, spec = at_size(model, spec, form.wh or spec.input.wh)
+    sized, spec = at_size(model, spec, form.wh or spec.input.wh)
     if form.precision == "int8":
         if ranges is None:
             raise ConfigError("int8 needs activation ranges; `centeredge calibrate` measures them")
-        converted = quantise(converted, ranges, target="onnxruntime" if target.output == "dense" else "tensorrt")
+        sized = quantise(sized, ranges, target=quantisation_of(form.target))
+    return finish(sized, spec, form)
+
+
+def quantisation_of(target: str) -> Literal["onnxruntime", "tensorrt"]:
+    """Whose rules say what of a graph runs in INT8."""
+    return "onnxruntime" if target == _CANONICAL else "tensorrt"
+
+
+def finish(model: ModelProto, spec: ModelSpec, form: Form) -> tuple[ModelProto, ModelSpec]:
+    """The rest of the way, for a canonical graph of the right size, or what `quantise` made of it."""
+    target = TARGETS[form.target]
+    has_deform_conv = any(node.op_type == "DeformConv" for node in model.graph.node)
+    converted = ModelProto()
+    converted.CopyFrom(model)
     graph = converted.graph
     if target.cast_first:
         _cast_first(graph)
@@ -106,7 +119,7 @@ def convert(
     lower_deform_convs(graph, shapes_of(converted), target.deform_conv)
     if target.output == "peaks":
         spec = end_in_peaks(graph, spec)
-    _set_opset(converted, _opset(target, form, model.graph))
+    _set_opset(converted, _opset(target, form, has_deform_conv))
     _set_dimensions(graph, form)
     _drop_unused(graph)
     _set_metadata(converted, form)
@@ -188,11 +201,9 @@ def _float_type(target: Target, form: Form) -> Precision:
     return form.int8_float or target.int8_float if form.precision == "int8" else form.precision
 
 
-def _opset(target: Target, form: Form, graph: GraphProto) -> int:
-    if form.precision == "int8":
-        return target.int8_opset
-    has_deform_conv = any(node.op_type == "DeformConv" for node in graph.node)
-    return target.deform_conv_opset if has_deform_conv else target.opset
+def _opset(target: Target, form: Form, has_deform_conv: bool) -> int:
+    opset = target.deform_conv_opset if has_deform_conv else target.opset
+    return max(opset, target.int8_opset) if form.precision == "int8" else opset
 
 
 def _set_opset(model: ModelProto, opset: int) -> None:

@@ -9,7 +9,6 @@ that came from it (`onnx_source`, does not)::
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from calibration.errors import CalibrationError
-from calibration.onnx_files import read_onnx, replacing, weights_sha256_of, write_onnx
+from calibration.onnx_files import open_model, read_onnx, replacing, weights_sha256_of, write_onnx
 from calibration.ranges import Ranges
 from sdk.backends import Backend
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
@@ -60,7 +58,7 @@ def onnx_source(path: Path) -> Source:
     check_canonical(model, spec)
 
     def reference(sized_spec: ModelSpec) -> Backend:
-        return in_memory(*at_size(model, spec, sized_spec.input.wh))
+        return open_model(*at_size(model, spec, sized_spec.input.wh))
 
     return Source(model, spec, path.name, "its FP32 file", reference)
 
@@ -79,7 +77,7 @@ def export_model(
 
     Raises:
         ExportError: the form does not fit the model, or the file does not equal the source.
-        CalibrationError: the ranges are of another model.
+        CalibrationError: a range is missing.
         ConfigError: the wishes contradict each other, or the file cannot be written.
     """
     with replacing(out) as temporary:
@@ -92,19 +90,7 @@ def export_model(
         return Report((asked, _at_another_size(source, backend, form, ranges, photographs)))
 
 
-def in_memory(model: ModelProto, spec: ModelSpec) -> Backend:
-    """A model as ONNX Runtime runs it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_onnx(model, path, spec=spec, weights_sha256=weights_sha256_of(model))
-        return OnnxRuntimeBackend(path)
-
-
 def _converted(source: Source, form: Form, ranges: Ranges | None) -> tuple[ModelProto, ModelSpec]:
-    if ranges is not None and ranges.weights_sha256 != weights_sha256_of(source.model):
-        raise CalibrationError(
-            f"the ranges were measured on a model with other weights than {source.name}; calibrate that model"
-        )
     return convert(source.model, source.spec, form, ranges=None if ranges is None else ranges.tensors)
 
 
@@ -116,13 +102,13 @@ def _at_another_size(
     multiple = input_multiple_of(source.model)
     wh = (width - multiple if width > multiple else width + multiple, height)
     model, spec = _converted(source, replace(form, wh=wh), ranges)
-    other = backend if form.any_size else in_memory(model, spec)
+    other = backend if form.any_size else open_model(model, spec)
     return verified(source, _honest(other, model, spec), spec, photographs, count=1)
 
 
 def _honest(backend: Backend, model: ModelProto, spec: ModelSpec) -> Backend:
     """ONNX Runtime as exact as the runtime that the file is for: on a CPU it rounds less than FP16 does."""
-    return in_memory(rounded_like_half(model), spec) if spec.precision == "fp16" else backend
+    return open_model(rounded_like_half(model), spec) if spec.precision == "fp16" else backend
 
 
 def verified(

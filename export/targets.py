@@ -28,7 +28,7 @@ class Target:
         deform_conv: the form of a deformable convolution.
         cast_first: whether Cast must be the first operator that reads the uint8 frame, before the transpose.
         int8_float: type of what an INT8 file does not quantise.
-        int8_opset: of INT8 files; FP16 beside INT8 exists since 19.
+        int8_opset: of INT8 files, at least; FP16 beside INT8 exists since 19.
     """
 
     runtime: str
@@ -46,7 +46,7 @@ TARGETS = {
     "onnxruntime": Target(
         "ONNX Runtime 1.18 and later, 1.25 for deformable convolution",
         opset=18, deform_conv_opset=19, output="dense", deform_conv="operator", cast_first=False,
-        int8_float="fp32", int8_opset=19,
+        int8_float="fp32", int8_opset=18,
     ),
     # The importers of 10.1 and later know DeformConv. What is not INT8 is FP16 only if the file says so.
     "tensorrt": Target(

@@ -30,7 +30,7 @@ def test_the_report_has_what_a_person_asks(calibrated: Calibrated, scenes: Scene
     report = calibrated.report
     data = json.loads(json.dumps(report.to_dict()))
     assert data["method"] == "minmax"
-    assert data["images"] == [
+    assert [{key: row[key] for key in ("name", "sha256")} for row in data["images"]] == [
         {"name": f"{i}.{'jpg' if i % 2 else 'png'}", "sha256": _sha256(scenes.folder, i)}
         for i in range(1, NUM_SCENES + 1)
     ]
@@ -40,7 +40,8 @@ def test_the_report_has_what_a_person_asks(calibrated: Calibrated, scenes: Scene
     assert data["file_bytes"]["int8"] < 0.5 * data["file_bytes"]["fp32"]
     assert data["latency_ms"]["int8"] > 0 and data["int8_is_faster_here"] == (report.speedup > 1)
     text = report.to_text()
-    assert all(name in text for name in ("box AP", "keypoint AP", "latency, ms", "file, MB", "x faster"))
+    assert all(name in text for name in ("box AP", "keypoint AP", "latency, ms", "file, MB"))
+    assert "x faster" in text or "x slower" in text
 
 
 def test_a_slower_int8_is_said_to_be_slower(calibrated: Calibrated) -> None:
@@ -110,8 +111,9 @@ def test_options_that_contradict_or_are_not_there_yet(
     for arguments, message in (
         ([], "--images is missing"),
         ([*images, "--num", 1], "--num 1 is too few"),
-        ([*images, "--method", "auto"], "--method auto is not supported by this version yet"),
-        ([*images, "--target", "tensorrt"], "--target tensorrt is not supported by this version yet"),
+        ([*images, "--max-ap-drop", "0.01"], "--max-ap-drop needs annotated photographs"),
+        ([*images, "--precision", "fp16", "--method", "mse"], "--method is for --precision int8"),
+        ([*images, "--int8-float", "fp16"], "has no FP16 beside INT8"),
         ([*images, "--eval-images", scenes.folder], "--eval-images and --eval-annotations go together"),
         (["--ranges", calibrated.ranges, "--method", "mse"], "holds ranges by minmax, not mse"),
         (["--images", tmp_path / "nowhere"], "there is no folder"),
@@ -119,7 +121,7 @@ def test_options_that_contradict_or_are_not_there_yet(
             [*images, "--eval-images", scenes.folder, "--eval-annotations", scenes.annotations],
             "6 of the 6 evaluation photographs were calibrated on, the first 1.jpg",
         ),
-        ([*images, "--annotations", scenes.annotations], "all annotated photographs were calibrated on"),
+        ([*images, "--annotations", scenes.annotations], "all 6 annotated photographs would be calibrated on"),
         ([*images, "--annotations", tmp_path / "none.json"], "cannot read"),
     ):
         assert message in failure(capsys, out, float_model.path, out, *arguments)

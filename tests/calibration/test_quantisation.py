@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 
 from calibration.errors import CalibrationError
-from calibration.layout import copy_to_upsample, widen_first_conv
+from calibration.layout import copy_to_upsample, upsample_by_conv, widen_first_conv
 from calibration.methods import Range
-from calibration.placement import place_for_onnxruntime
+from calibration.placement import place
 from calibration.qdq import insert_qdq, quantised_conv, scale_and_zero_point
 from calibration.quantisation import quantise, shapes_of
 from export.verification import drawn_frames
@@ -21,6 +21,7 @@ from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.spec import ModelSpec
 
 from .conftest import Calibrated, FloatModel
+from .graphs import Network, frame_of, ranges_on, sqnr_db, values_of
 
 
 def test_the_frame_goes_as_bytes_into_the_first_convolution(calibrated: Calibrated) -> None:
@@ -38,7 +39,7 @@ def test_the_output_convolution_stays_in_float(calibrated: Calibrated) -> None:
     output_conv = next(node for node in graph.node if node.name == "outputs.Conv")
     assert constants[output_conv.input[1]] == onnx.TensorProto.FLOAT
     assert not {head + ".quantized" for head in calibrated.report.accuracy or {}} & set(constants)
-    assert calibrated.report.float_convs == ("outputs.Conv",)
+    assert list(calibrated.report.float_layers) == ["outputs.Conv"]
     heads = {output.name for output in graph.output}
     assert not [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in heads]
 
@@ -176,8 +177,8 @@ def test_a_head_that_is_no_convolution_keeps_its_name_and_its_values() -> None:
     values = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for n in ("frame", "sum", "score")]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    placement = place_for_onnxruntime(graph)
-    assert placement.float_convs == () and placement.int8 == {"a", "b", "sum"}
+    placement = place(graph)
+    assert not placement.reasons and placement.int8 == {"a", "b", "sum"}
     bounds = {"frame": Range(-3, 3), "r": Range(0, 4), "b": Range(-4, 4), "sum": Range(-4, 6)}
     int8 = onnx.ModelProto()
     int8.CopyFrom(model)
@@ -224,3 +225,66 @@ def test_the_bias_of_a_channel_that_is_nearly_off_survives() -> None:
     _, steps, scale = quantised_conv(weight, bias, np.float32(0.01))
     assert steps is not None
     np.testing.assert_allclose(steps * scale.astype(np.float64) * 0.01, bias, rtol=1e-3)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("wh", [(8, 8), (24, 16)])
+def test_a_transposed_convolution_is_a_convolution_to_corners(wh: tuple[int, int], relu: bool) -> None:
+    network = Network(wh)
+    x = network.up(network.conv(network.pixels, 5, "first"), 7, "up")
+    x = network.relu(x, "up.Relu") if relu else x
+    network.conv(network.layer("Add", x, x, name="twice"), 3, "heatmap")
+    model = network.model("heatmap")
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(model)
+    upsample_by_conv(rewritten.graph, shapes_of(model), ["up"])
+    onnx.checker.check_model(rewritten, full_check=True)
+    assert "ConvTranspose" not in {node.op_type for node in rewritten.graph.node}
+    expected, found = values_of(model, frame_of(wh))["heatmap"], values_of(rewritten, frame_of(wh))["heatmap"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def upsampling_and_deformable() -> onnx.ModelProto:
+    network = Network()
+    x = network.relu(network.conv(network.pixels, 64, "first"), "first.Relu")
+    x = network.relu(network.deform(x, 32, "deform"), "deform.Relu")
+    x = network.relu(network.up(x, 32, "up"), "up.Relu")
+    x = network.relu(network.deform(x, 16, "second deform"), "second deform.Relu")
+    x = network.deform(x, 8, "third deform")  # what it reads comes from an operator in float
+    network.conv(x, 3, "heatmap", kernel=1)
+    return network.model("heatmap")
+
+
+def test_onnx_runtime_has_integer_operators_for_upsampling_and_deformable_convolution(tmp_path: Path) -> None:
+    model = upsampling_and_deformable()
+    frame = frame_of()
+    int8 = quantise(model, ranges_on(model, frame))
+    onnx.checker.check_model(int8, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(int8.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimised = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert optimised["QLinearConv"] == 2  # `first` and `up`
+    assert optimised["MatMulIntegerToFloat"] == 3
+    assert optimised["DeformConv"] == optimised["ConvTranspose"] == 0
+    assert sqnr_db(values_of(model, frame)["heatmap"], values_of(int8, frame)["heatmap"]) > 25
+
+
+def test_what_is_named_keeps_its_operator() -> None:
+    model = upsampling_and_deformable()
+    int8 = quantise(model, ranges_on(model, frame_of()), float_nodes=["up", "deform"])
+    operators = Counter(node.op_type for node in int8.graph.node)
+    assert operators["ConvTranspose"] == operators["DeformConv"] == 1
+    assert sqnr_db(values_of(model, frame_of())["heatmap"], values_of(int8, frame_of())["heatmap"]) > 25
+
+
+def test_what_is_moved_before_it_is_read_in_int8_is_quantised_before() -> None:
+    network = Network()
+    x = network.layer("Sigmoid", network.conv(network.pixels, 16, "first"), name="active")
+    x = network.layer("MaxPool", x, name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    network.conv(network.relu(network.conv(x, 16, "second"), "second.Relu"), 3, "heatmap")
+    model = network.model("heatmap")
+    int8 = quantise(model, ranges_on(model, frame_of()))
+    pool = next(node for node in int8.graph.node if node.op_type == "MaxPool")
+    assert pool.input[0] == "active.quantized"
