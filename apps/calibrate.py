@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `centeredge calibrate`."""
-    from calibration.config import DEFAULT_METHOD, METHOD_NAMES, TARGETS, CalibrationConfig
-    from calibration.weights import WeightOptions
+    from calibration.config import DEFAULT_METHOD, METHOD_NAMES, TARGETS, CalibrationConfig, WeightOptions
 
     default = CalibrationConfig
     parser.add_argument("model", metavar="MODEL", type=Path, help="an FP32 .onnx that `centeredge export` wrote")
@@ -63,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps of weights by least squared error, not by the largest weight",
     )
     parser.add_argument(
+        "--bias-correction", action="store_true", help="take back the mean shift that rounded weights cause"
+    )
+    parser.add_argument(
+        "--equalise", action="store_true", help="even out the channels of neighbouring convolutions before calibrating"
+    )
+    parser.add_argument(
         "--force",
         action="store_true",
         help="measure accuracy although evaluation photographs were calibrated on: those are left out, and counted",
@@ -106,8 +111,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> CalibrationConfig:
-    from calibration.config import CalibrationConfig
-    from calibration.weights import WeightOptions
+    from calibration.config import CalibrationConfig, WeightOptions
 
     return CalibrationConfig(
         images=args.images,
@@ -119,7 +123,8 @@ def _config(args: argparse.Namespace) -> CalibrationConfig:
         target=args.target,
         precision=args.precision,
         ranges=args.ranges,
-        weights=WeightOptions(search=args.weight_search),
+        weights=WeightOptions(search=args.weight_search, bias_correction=args.bias_correction),
+        equalise=args.equalise,
         max_ap_drop=args.max_ap_drop,
         sensitivity=args.sensitivity,
         force=args.force,

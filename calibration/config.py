@@ -9,13 +9,29 @@ from typing import Literal, get_args
 from sdk.errors import ConfigError
 
 from .methods import METHODS
-from .placement import Target
-from .weights import WeightOptions
 
+Target = Literal["onnxruntime", "tensorrt"]  # whose rules say what runs in INT8
 TARGETS = get_args(Target)
 METHOD_NAMES = (*METHODS, "auto")
 # Closest to float on the shipped model (docs/benchmarks.md).
 DEFAULT_METHOD = "minmax"
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How weights become integers.
+
+    The defaults are what is hard to beat: on the shipped model, none of these gained anything beyond chance
+    (docs/benchmarks.md).
+
+    Attributes:
+        search: the scale of each channel is that of the smallest squared error; otherwise it holds the largest weight.
+        bias_correction: biases take back the mean shift that rounded weights cause (Nagel et al. 2019,
+            arXiv:1906.04721, sec. 4.2); needs the channels' means.
+    """
+
+    search: bool = False
+    bias_correction: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class CalibrationConfig:
     precision: Literal["int8", "fp16"] = "int8"  # fp16 needs no photographs but those to measure accuracy on
     ranges: Path | None = None  # JSON file of ranges: used if it exists, written if not; or a cache of TensorRT
     weights: WeightOptions = field(default_factory=WeightOptions)  # how weights become integers
+    equalise: bool = False  # even out the channels of neighbouring convolutions first (`equalisation.py`)
     max_ap_drop: float | None = None  # layers go back to float until no more AP is lost; None: nothing does
     sensitivity: bool = False  # measure what each part of the network in float would change
     force: bool = False  # leave evaluation photographs that were calibrated on out, rather than refuse

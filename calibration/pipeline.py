@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,27 +18,39 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from sdk.backends import Backend
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.errors import ConfigError
 from sdk.machine import inspect_machine
+from sdk.sources.images import read_image
 from sdk.spec import ModelSpec
 
 from .budget import hold_budget
 from .collection import Statistics, collect_statistics, part_file
 from .config import DEFAULT_METHOD, CalibrationConfig
 from .deployment import AS_IT_IS, Deployment
+from .equalisation import equalise
 from .errors import CalibrationError
 from .layer_errors import layer_errors
 from .measurement import measure_accuracy, measure_latency, thread_counts
-from .onnx_files import check_writable, file_sha256, open_model, read_onnx, replacing, weights_sha256_of, write_onnx
+from .onnx_files import (
+    WEIGHTS_METADATA_KEY,
+    check_writable,
+    file_sha256,
+    metadata_of,
+    open_model,
+    read_onnx,
+    replacing,
+    weights_sha256_of,
+    write_onnx,
+)
 from .overlap import identified, set_aside, without_calibrated
 from .photographs import PhotographReader, Unreadable
 from .pictures import PictureChooser
 from .placement import place
-from .quantisation import quantise
+from .quantisation import Means, quantise
 from .ranges import Ranges, open_ranges, ranges_from_statistics, write_ranges
 from .reconstruction import sample_frames
 from .report import ActivationHistogram, Report, activation_histogram, package_versions
@@ -52,10 +65,12 @@ from .sensitivity import (
 )
 from .sets import AnnotatedSet, CalibrationSet, choose_at_random, choose_balanced, list_photographs, open_annotated
 from .tensorrt_cache import is_cache, network_ranges, write_cache
+from .weights import channel_means
 
 Note = Callable[[str], None]
 Frames = list[npt.NDArray[np.uint8]]
 _NUM_FRAMES = 8  # for the table of layers
+_NUM_MEANS = 50  # photographs for bias correction
 
 
 @dataclass(frozen=True)
@@ -69,12 +84,18 @@ class _Job:
     config: CalibrationConfig
     deployment: Deployment
     note: Note
+    means: Means | None = None  # of channels, for bias correction
 
     def quantised(self, ranges: Ranges, float_nodes: Collection[str] = ()) -> ModelProto:
         """The dense INT8 graph, with some nodes in float."""
         config = self.config
         return quantise(
-            self.model, ranges.tensors, target=config.target, float_nodes=float_nodes, weights=config.weights
+            self.model,
+            ranges.tensors,
+            target=config.target,
+            float_nodes=float_nodes,
+            weights=config.weights,
+            means=self.means,
         )
 
     def half(self) -> tuple[ModelProto, ModelSpec] | None:
@@ -130,6 +151,8 @@ def calibrate(
         InputError, SpecError, BackendError: a file is not what was expected.
     """
     model, spec = _float_model(model_path)
+    if config.equalise:
+        model = _equalised(model)
     _check_outputs(model_path, out, config)
     sets = _open_sets(config, spec)
     job = _Job(model, spec, model_path, out, config, deployment, note)
@@ -151,6 +174,14 @@ def _float_model(path: Path) -> tuple[ModelProto, ModelSpec]:
         )
     OnnxRuntimeBackend(path).close()  # says what contradicts the spec
     return model, spec
+
+
+def _equalised(model: ModelProto) -> ModelProto:
+    """The same function with other weights, which the ranges must not be taken for those of the model itself."""
+    even = equalise(model)
+    digest = hashlib.sha256(f"{weights_sha256_of(model)} equalised".encode()).hexdigest()
+    helper.set_model_props(even, {**metadata_of(even), WEIGHTS_METADATA_KEY: digest})
+    return even
 
 
 def _check_outputs(model_path: Path, out: Path, config: CalibrationConfig) -> None:
@@ -203,6 +234,8 @@ def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
         write_cache(written, config.write_cache, tensorrt_version=config.tensorrt_version)
     if evaluation is not None and sets.chosen is None:
         evaluation = without_calibrated(evaluation, ranges.photographs, force=_may_leave_out(config))
+    if config.weights.bias_correction:
+        job = replace(job, means=_means(job, sets))
     layers = _chosen_layers(job, partial(job.quantised, ranges), evaluation, frames)
     int8 = job.quantised(ranges, layers.float_nodes)
     file, spec = job.deployment.finish(int8, replace(job.spec, precision="int8"))
@@ -219,7 +252,7 @@ def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
         unreadable=measured.unreadable,
         choice=sets.chosen.sentences() if sets.chosen else (),
         notes=(*report.notes, *layers.sentences),
-        options={"weight search": config.weights.search, "left in float": sorted(layers.float_nodes)},
+        options=_options(config, layers),
         float_layers=place(job.model.graph, config.target, float_nodes=layers.float_nodes).reasons,
         layers=layer_errors(job.model, int8, frames),
         histograms=_histograms(measured, config),
@@ -270,6 +303,15 @@ def _known_ranges(path: Path, model: ModelProto, config: CalibrationConfig, note
     return ranges
 
 
+def _means(job: _Job, sets: _Sets) -> Means:
+    """Of the channels that convolutions read, on some photographs of the calibration set."""
+    files = sets.chosen.paths if sets.chosen else ()
+    if not files:
+        raise ConfigError("--bias-correction reads photographs; calibrate with --images, without old --ranges")
+    job.note("measuring the means of channels")
+    return channel_means(job.model, job.spec, (read_image(path) for path in files[:_NUM_MEANS]))
+
+
 def _frames(sets: _Sets, spec: ModelSpec) -> Frames:
     """A few photographs as the network takes them: of the calibration set, else of the evaluation set; or noise."""
     files = list(sets.chosen.paths if sets.chosen else sets.evaluation.files.values() if sets.evaluation else ())
@@ -310,9 +352,7 @@ def _chosen_layers(
             seed=config.seed,
             note=job.note,
         )
-        return _Layers(
-            budget.evaluation, budget.float_nodes, budget.sentences(), budget.sensitivity, budget.to_dict()
-        )
+        return _Layers(budget.evaluation, budget.float_nodes, budget.sentences(), budget.sensitivity, budget.to_dict())
     if not config.sensitivity:
         return _Layers(evaluation)
     found = sensitivity(
@@ -369,6 +409,15 @@ def _notes(evaluation: AnnotatedSet | None, config: CalibrationConfig) -> tuple[
     if config.precision == "fp16":
         notes.append("FP16 is calculated with each rounding of the file; its latency here is that of FP32 and casts.")
     return tuple(notes)
+
+
+def _options(config: CalibrationConfig, layers: _Layers) -> dict[str, Any]:
+    return {
+        "weight search": config.weights.search,
+        "bias correction": config.weights.bias_correction,
+        "cross-layer equalisation": config.equalise,
+        "left in float": sorted(layers.float_nodes),
+    }
 
 
 def _histograms(measured: _Measured, config: CalibrationConfig) -> list[ActivationHistogram]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from sdk.errors import ConfigError
 
-Target = Literal["onnxruntime", "tensorrt"]
+from .config import Target
 
 # Operators that calculate with quantised values in ONNX Runtime, each with a scale of its own for the result.
 CALCULATING = frozenset({"Conv", "Add", "Concat", "GlobalAveragePool"})

@@ -17,13 +17,14 @@ import onnx
 
 from sdk.errors import ConfigError
 
+from .config import Target, WeightOptions
 from .deform_conv import lower_deform_convs
 from .layout import copy_to_upsample, upsample_by_conv, widen_first_conv
 from .methods import Range
-from .placement import Placement, Target, place
+from .placement import Placement, place
 from .qdq import insert_qdq
 from .qdq_tensorrt import insert_symmetric_qdq, round_to_half
-from .weights import WeightOptions, correct_biases
+from .weights import correct_biases
 
 Means = Mapping[str, npt.NDArray[np.float64]]
 _DEFAULT_WEIGHTS = WeightOptions()

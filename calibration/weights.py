@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,23 +28,6 @@ ScaleRounding = Callable[[_Floats], _Floats]
 WEIGHT_MAX = 127  # -128 is not used, so that a weight and its negative are equally exact
 _CLIP_RATIOS = np.linspace(0.5, 1.0, 51)  # of the largest weight of a channel
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}  # of the output channels in the weights
-
-
-@dataclass(frozen=True)
-class WeightOptions:
-    """How weights become integers.
-
-    The defaults are what is hard to beat: on the shipped model, none of these gained anything beyond chance
-    (docs/benchmarks.md).
-
-    Attributes:
-        search: the scale of each channel is that of the smallest squared error; otherwise it holds the largest weight.
-        bias_correction: biases take back the mean shift that rounded weights cause (Nagel et al. 2019,
-            arXiv:1906.04721, sec. 4.2); needs the channels' means.
-    """
-
-    search: bool = False
-    bias_correction: bool = False
 
 
 def weight_scales(

@@ -15,14 +15,15 @@ from typing import Literal
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from calibration.deform_conv import lower_deform_convs
 from calibration.methods import Range
 from calibration.onnx_files import metadata_of
+from calibration.qdq_tensorrt import with_float_weights
 from calibration.quantisation import quantise, shapes_of
 from sdk.errors import ConfigError
 from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY
 from sdk.spec import ModelSpec, Precision
 
-from .deform_conv import lower_deform_convs
 from .errors import ExportError
 from .half_precision import to_half
 from .peaks import end_in_peaks
@@ -116,6 +117,8 @@ def finish(model: ModelProto, spec: ModelSpec, form: Form) -> tuple[ModelProto, 
     if _float_type(target, form) == "fp16":
         # TensorRT's own DeformConv would also count cells and add up in FP16.
         to_half(graph, spec, float_operators=("DeformConv",) if target.deform_conv == "operator" else ())
+    if form.precision == "int8" and form.target == "tensorrt-8":
+        with_float_weights(graph)  # its importer takes no INT8 constants
     lower_deform_convs(graph, shapes_of(converted), target.deform_conv)
     if target.output == "peaks":
         spec = end_in_peaks(graph, spec)

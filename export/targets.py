@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from calibration.deform_conv import DeformConvForm
 from sdk.spec import OutputForm
-
-# `operator`: ONNX's DeformConv. `grid_sample`: one GridSample of all nine taps, then a 1x1 convolution.
-# `project_then_gather`: a 1x1 convolution to nine times the channels, then 36 rows a cell are gathered and summed.
-DeformConvForm = Literal["operator", "grid_sample", "project_then_gather"]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calibration.config import Target, WeightOptions
 from calibration.errors import CalibrationError
 from calibration.layer_errors import LayerError, layer_errors
 from calibration.methods import Range
-from calibration.placement import Target, place
+from calibration.placement import place
 from calibration.quantisation import quantise
-from calibration.weights import WeightOptions
 
 from .conftest import FloatModel
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from calibration.collection import collect_statistics
+from calibration.config import Target
 from calibration.errors import CalibrationError
 from calibration.methods import Range
 from calibration.onnx_files import read_onnx, write_onnx
-from calibration.placement import Target
 from calibration.quantisation import quantise
 from calibration.ranges import ranges_from_statistics
 from calibration.tensorrt_cache import cache_content, is_cache, model_ranges, network_ranges, read_cache, write_cache

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from calibration.placement import Placement, Target
+from calibration.config import Target, WeightOptions
+from calibration.placement import Placement
 from calibration.quantisation import quantise
 from calibration.weights import (
     CHANNEL_AXIS,
-    WeightOptions,
     channel_means,
     correct_biases,
     in_steps,

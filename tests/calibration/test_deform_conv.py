@@ -16,15 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from calibration.deform_conv import lower_deform_convs
+from calibration.errors import CalibrationError
 from calibration.quantisation import shapes_of
-from export.deform_conv import lower_deform_convs
-from export.errors import ExportError
 from export.targets import DeformConvForm
 from export.tracing import trace
 from sdk.scenes import random_scene
+from tests.export.models import lively_model
 from train.models.deform_conv import deform_conv
-
-from .models import lively_model
 
 Array = npt.NDArray[Any]
 LOWERED: list[DeformConvForm] = [form for form in get_args(DeformConvForm) if form != "operator"]
@@ -213,7 +212,7 @@ def _calculate_weight(graph: GraphProto) -> None:
 def test_other_deformable_convolutions_are_refused(form: DeformConvForm, change: Any, message: str) -> None:
     graph = Case().model("operator").graph
     change(graph)
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(CalibrationError, match=message):
         lower_deform_convs(graph, {"x": (2, 6, 7, 10)}, form)
 
 
