@@ -7,10 +7,12 @@ Sources: TensorRT's and onnx-tensorrt's documents by version (docs/export.md nam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from calibration.deform_conv import DeformConvForm
 from sdk.spec import OutputForm
+
+if TYPE_CHECKING:  # needs onnx, and the command line's help does not
+    from calibration.deform_conv import DeformConvForm
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from calibration.collection import collect_statistics
+from calibration.onnx_files import weights_sha256_of
+from calibration.ranges import Ranges, ranges_from_statistics
 from export.conversion import Form
 from export.onnx_export import model_source
 from export.pipeline import Source, export_model
 from export.targets import TARGETS
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
+from sdk.scenes import random_scene
 from sdk.spec import Precision
 from tests.builders import build_with_rtx
 from train.models import ARCHITECTURES
@@ -140,3 +144,33 @@ def types_of(model: ModelProto) -> dict[str, int]:
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("target", "int8_float"), [("tensorrt-rtx", "fp16"), ("tensorrt-rtx", "fp32"), ("tensorrt-8", None)]
+)
+@pytest.mark.parametrize(("architecture", "task"), cases())
+def test_every_network_goes_to_tensorrt_in_int8(
+    architecture: str, task: str, target: str, int8_float: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    source = source_of(architecture, task)
+    form = Form(target, precision="int8", int8_float=int8_float)
+    export_model(source, path, form, ranges=ranges_of(architecture, task))
+    model = onnx.load(path)
+    check_operators(model, target)
+    convs = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    num_int8 = sum(producers.get(conv.input[0]) == "DequantizeLinear" for conv in convs)
+    assert num_int8 > 0.4 * len(convs)
+    assert OnnxRuntimeBackend(path).spec.precision == "int8"
+    build_with_rtx(path)
+
+
+@lru_cache(maxsize=1)
+def ranges_of(architecture: str, task: str) -> Ranges:
+    source = source_of(architecture, task)
+    scenes = [random_scene(np.random.default_rng(seed), (128, 96))[0] for seed in range(2)]
+    statistics = collect_statistics(source.model, source.spec, scenes, total=len(scenes))
+    tensors = ranges_from_statistics(source.model, statistics, "minmax")
+    return Ranges("minmax", weights_sha256_of(source.model), (), tensors)
