@@ -1,13 +1,13 @@
 """Run the benchmarks: all of them, or those named.
 
-python -m benchmarks [imports decoding overhead speed memory accuracy loading kitti deformable lowering]
+python -m benchmarks [imports decoding overhead speed memory accuracy loading kitti deformable lowering calibration]
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import accuracy, decoding, deformable, imports, kitti, loading, lowering, memory, overhead, speed
+from . import accuracy, calibration, decoding, deformable, imports, kitti, loading, lowering, memory, overhead, speed
 
 BENCHMARKS = {
     "imports": imports.run,
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "kitti": kitti.run,
     "deformable": deformable.run,
     "lowering": lowering.run,
+    "calibration": calibration.run,
 }
 
 

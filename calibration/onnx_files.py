@@ -92,8 +92,8 @@ def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
 
 def weights_sha256_of(model: onnx.ModelProto) -> str:
     """What the graph was made from; for a file that does not say so, its own content."""
-    content = model.SerializeToString(deterministic=True)
-    return metadata_of(model).get(WEIGHTS_METADATA_KEY) or hashlib.sha256(content).hexdigest()
+    known = metadata_of(model).get(WEIGHTS_METADATA_KEY)
+    return known or hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

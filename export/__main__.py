@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from sdk.engine_files import HardwareCompatibility
+from sdk.engine_files import ANY_GPU, RUNTIME_NAMES, HardwareCompatibility
 from sdk.errors import ConfigError
 from sdk.spec import Precision
 
@@ -25,6 +25,8 @@ _ENGINE_OPTIONS = (
     *("workspace", "optimization_level", "timing_cache", "version_compatible", "hardware", "dla_core"),
     *("calibration_cache", "calibration_images"),
 )
+
+_FORM_OPTIONS = ("size", "target", "precision", "ranges", "int8_float", "any_size", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,9 +75,12 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.out.suffix == ".engine":
         return _write_engine(args)
+    from calibration.onnx_files import check_writable
+
     from .pipeline import export_model
 
     form = _form(args, default_target="onnxruntime")
+    check_writable(args.out)
     source = _source(args)
     report = export_model(source, args.out, form, ranges=_ranges(args, source), photographs=args.images)
     print(f"{args.out}: {form.target}, {form.precision.upper()}, {args.out.stat().st_size / 1e6:.1f} MB")
@@ -85,35 +90,63 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_engine(args: argparse.Namespace) -> int:
     """From a file in TensorRT's form as it is; from anything else through such a file."""
-    from .engine import build_engine
+    from .engine import build_engine, check_build
     from .engine_export import export_engine, has_engine_form
 
     options = _engine_options(args)
     if has_engine_form(args.source):
-        if changed := [f"--{name}" for name in ("size", "target", "precision", "ranges") if getattr(args, name)]:
+        if given := _given(args, *_FORM_OPTIONS):
             raise ConfigError(
-                f"{args.source} has its final form, so {', '.join(changed)} cannot change it; leave them out, or "
+                f"{args.source} has its final form, which {', '.join(given)} cannot change; build from it without, or "
                 "export from the checkpoint or its FP32 file"
             )
         record = build_engine(args.source, args.out, options, note=_note)
     else:
         form = _form(args, default_target="tensorrt")
-        source, rebuild = _source(args), shlex.join(["centeredge", *sys.argv[1:]])
+        # Before the seconds that a checkpoint takes to load.
+        check_build(
+            args.out,
+            options,
+            of=f"--target {form.target}",
+            target=form.target,
+            precision=form.precision,
+            batch=form.batch,
+        )
+        source, rebuild = _source(args), _rebuild_command(args, options)
         ranges = _ranges(args, source)
         record, _ = export_engine(
             source, args.out, form, options, rebuild=rebuild, ranges=ranges, photographs=args.images, note=_note
         )
-    print(f"{args.out}: {record.runtime} {record.runtime_version}, {record.precision.upper()}, for {record.gpu}")
+    gpu = "any GPU" if record.gpu == ANY_GPU else record.gpu
+    name = RUNTIME_NAMES[record.runtime]
+    print(f"{args.out}: {name} {record.runtime_version}, {record.precision.upper()}, for {gpu}")
     return 0
+
+
+def _rebuild_command(args: argparse.Namespace, options: EngineOptions) -> str:
+    """What does all of it again; where the process got its arguments from does not matter."""
+    words = [] if args.size is None else ["--size", "{}x{}".format(*args.size)]
+    for name in ("target", "precision", "ranges", "int8_float", "architecture", "task"):
+        if (value := getattr(args, name)) is not None:
+            words += [_flag(name), str(value)]
+    return shlex.join([*shlex.split(options.command(args.source, args.out)), *words])
+
+
+def _given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of these options that were given, as they are typed; 0 is given too."""
+    return [_flag(name) for name in names if getattr(args, name) not in (None, False)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ConfigError for what contradicts itself."""
     if args.out.suffix not in (".onnx", ".engine"):
         raise ConfigError(f"{args.out} has the suffix {args.out.suffix!r}; expected .onnx or .engine")
-    if args.out.suffix == ".onnx" and (given := [name for name in _ENGINE_OPTIONS if getattr(args, name)]):
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{options} is for .engine files, and {args.out} is none; leave it out")
+    if args.out.suffix == ".onnx" and (given := _given(args, *_ENGINE_OPTIONS)):
+        raise ConfigError(f"for .engine files alone: {', '.join(given)}; {args.out} is none, so leave that out")
     if args.out.suffix == ".engine" and args.target == "onnxruntime":
         raise ConfigError("--target onnxruntime has no engines; name a .onnx, or another target")
     if args.ranges is not None and args.precision != "int8":

@@ -26,23 +26,25 @@ from calibration.errors import CalibrationError
 from calibration.tensorrt_cache import read_cache
 from sdk.backends.cuda import open_cuda
 from sdk.backends.tensorrt import tensorrt_log
+from sdk.capabilities import OLDEST_TENSORRT
 from sdk.engine_files import (
     ANY_GPU,
     RUNTIME_NAMES,
+    EngineHost,
     EngineRecord,
     HardwareCompatibility,
-    Machine,
     Runtime,
     cache_folder,
     is_jetson,
     load_runtime,
-    this_machine,
+    sidecar_path,
+    this_host,
     version_tuple,
     write_engine,
 )
 from sdk.errors import BackendUnavailable, ConfigError, InputError
 from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY, external_files, read_metadata, read_onnx_spec
-from sdk.spec import ModelSpec
+from sdk.spec import ModelSpec, Precision
 
 from .calibrator import EntropyCalibrator, entropy_calibrator, photograph_frames
 from .errors import ExportError
@@ -54,7 +56,6 @@ _RUNTIME_OF_TARGET: dict[str, Runtime] = {
     "tensorrt-8": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
-_LEAST_VERSION = {"tensorrt": (10, 1), "tensorrt-8": (8, 6), "tensorrt-rtx": (1,)}
 _PROGRESS_S = 2.0  # between two lines
 _logger = logging.getLogger(__name__)
 
@@ -183,19 +184,48 @@ def build_engine(
     """
     options = options or EngineOptions()
     source = _read_source(onnx_path)
-    machine = this_machine(source.runtime)
-    _check_machine(machine, source)
-    _check_options(options, source, machine)
-    _check_writable(out)
-    note(f"building {out.name} with {_name(machine)} for {machine.gpu or 'any GPU'}")
-    plan, batch = _Build(machine, source, options, note).run()
+    host = check_build(
+        out, options, of=str(onnx_path), target=source.target, precision=source.spec.precision, batch=source.batch
+    )
+    note(f"building {out.name} with {_name(host)} for {host.gpu or 'any GPU'}")
+    plan, batch = _Build(host, source, options, note).run()
     rebuild = rebuild or options.command(onnx_path, out)
-    record = _record(source, machine, options, plan=plan, batch=batch, rebuild=rebuild)
+    record = _record(source, host, options, plan=plan, batch=batch, rebuild=rebuild)
     try:
         write_engine(plan, record, out)
     except OSError as err:
         raise ConfigError(f"cannot write {out}: {err.strerror}") from err
     return record
+
+
+def check_build(
+    out: Path,
+    options: EngineOptions,
+    *,
+    of: str,
+    target: str,
+    precision: Precision,
+    batch: tuple[int, int, int] | None = None,
+) -> EngineHost:
+    """What can be known before the minutes that a build takes: whether this machine can, with these options.
+
+    Args:
+        out: the .engine to write.
+        options: of the build.
+        of: what the engine is made from, for messages.
+        target, precision, batch: of the ONNX file.
+
+    Returns:
+        The machine that the engine is for.
+
+    Raises:
+        BackendUnavailable, ConfigError, InputError: as `build_engine`.
+    """
+    _check_writable(out)
+    host = this_host(_RUNTIME_OF_TARGET[target])
+    _check_host(host, of, target)
+    _check_options(options, host, of, precision=precision, batch=batch)
+    return host
 
 
 @dataclass(frozen=True)
@@ -307,71 +337,70 @@ def _check_batch(batch: tuple[int, int, int]) -> None:
         raise ConfigError(f"the batch is {least},{usual},{most}, expected min,opt,max that rise from at least 1")
 
 
-def _name(machine: Machine) -> str:
-    return f"{RUNTIME_NAMES[machine.runtime]} {machine.runtime_version}"
+def _name(host: EngineHost) -> str:
+    return f"{RUNTIME_NAMES[host.runtime]} {host.runtime_version}"
 
 
-def _check_machine(machine: Machine, source: _Source) -> None:
+def _check_host(host: EngineHost, of: str, target: str) -> None:
     """Raises BackendUnavailable where this runtime cannot build this form."""
-    version = version_tuple(machine.runtime_version)
-    if version < _LEAST_VERSION[source.target]:
-        least = ".".join(map(str, _LEAST_VERSION[source.target]))
+    version = version_tuple(host.runtime_version)
+    if version < OLDEST_TENSORRT[target]:
+        least = ".".join(map(str, OLDEST_TENSORRT[target]))
         remedy = "install a later one"
-        if source.target == "tensorrt" and version >= _LEAST_VERSION["tensorrt-8"]:
+        if target == "tensorrt" and version >= OLDEST_TENSORRT["tensorrt-8"]:
             remedy = "export the model with `--target tensorrt-8` and build from that"
         raise BackendUnavailable(
-            f"{source.path} is for {RUNTIME_NAMES[machine.runtime]} {least} and later, this is {_name(machine)}; "
-            f"{remedy}"
+            f"{of} is for {RUNTIME_NAMES[host.runtime]} {least} and later, this is {_name(host)}; {remedy}"
         )
-    if machine.runtime == "tensorrt" and machine.gpu is None:
+    if host.runtime == "tensorrt" and host.gpu is None:
         raise BackendUnavailable(
-            f"{_name(machine)} builds engines on the GPU that is to run them, and no NVIDIA GPU answers here; run "
+            f"{_name(host)} builds engines on the GPU that is to run them, and no NVIDIA GPU answers here; run "
             "this command on the device (`centeredge doctor` says what it lacks), or use ONNX Runtime with the .onnx"
         )
 
 
-def _check_options(options: EngineOptions, source: _Source, machine: Machine) -> None:
+def _check_options(
+    options: EngineOptions, host: EngineHost, of: str, *, precision: Precision, batch: tuple[int, int, int] | None
+) -> None:
     """Raises ConfigError for what this runtime, machine or file does not have."""
     wants_other_gpus = options.hardware_compatibility != "none"
-    if (options.version_compatible or wants_other_gpus) and not _rules_of(machine, options).compatibility:
+    if (options.version_compatible or wants_other_gpus) and not _rules_of(host, options).compatibility:
         raise ConfigError(
-            f"{_name(machine)} has no compatibility options: its engines run on every GPU since Ampere, and only in "
+            f"{_name(host)} has no compatibility options: its engines run on every GPU since Ampere, and only in "
             "the version that built them; leave --version-compatible and --hardware out"
         )
     if wants_other_gpus and is_jetson():
         raise ConfigError("--hardware is not supported on a Jetson; build the engine on each kind of board")
     if options.calibration_cache is not None:
-        _check_calibration(options, source, machine)
+        _check_calibration(options, host, of, precision)
     if options.dla_core is None:
         return
-    if machine.runtime == "tensorrt_rtx":
-        raise ConfigError(f"{_name(machine)} knows no DLA; leave --dla-core out")
-    if source.spec.precision == "fp32":
+    if host.runtime == "tensorrt_rtx":
+        raise ConfigError(f"{_name(host)} knows no DLA; leave --dla-core out")
+    if precision == "fp32":
         raise ConfigError(
             "DLA computes in FP16 and INT8; export the model with --precision fp16, or leave --dla-core out"
         )
-    if source.spec.precision == "int8" and _rules_of(machine, options).weak_typing:
+    if precision == "int8" and _rules_of(host, options).weak_typing:
         raise ConfigError(
-            f"{_name(machine)} does not take ranges from the file for INT8 on DLA; export with --precision fp16, and "
+            f"{_name(host)} does not take ranges from the file for INT8 on DLA; export with --precision fp16, and "
             "give them with --calibration-cache"
         )
-    if source.batch is not None:
-        raise ConfigError(
-            f"DLA takes one fixed batch, {source.path} has a dynamic one; export it without --dynamic-batch"
-        )
+    if batch is not None:
+        raise ConfigError(f"DLA takes one fixed batch, {of} has a dynamic one; export it without --dynamic-batch")
 
 
-def _check_calibration(options: EngineOptions, source: _Source, machine: Machine) -> None:
+def _check_calibration(options: EngineOptions, host: EngineHost, of: str, precision: Precision) -> None:
     """Raises ConfigError or InputError where ranges cannot be given beside the file."""
     assert options.calibration_cache is not None
-    if not _rules_of(machine, options).weak_typing:
+    if not _rules_of(host, options).weak_typing:
         raise ConfigError(
-            f"{_name(machine)} takes INT8 ranges from the .onnx alone; leave --calibration-cache out and export with "
+            f"{_name(host)} takes INT8 ranges from the .onnx alone; leave --calibration-cache out and export with "
             "--precision int8 --ranges FILE"
         )
-    if source.spec.precision == "int8":
+    if precision == "int8":
         raise ConfigError(
-            f"{source.path} is INT8 with its own ranges; leave --calibration-cache out, or export with --precision fp16"
+            f"{of} is INT8 with its own ranges; leave --calibration-cache out, or export with --precision fp16"
         )
     if not options.calibration_cache.exists() and options.calibration_images is None:
         raise InputError(
@@ -380,12 +409,12 @@ def _check_calibration(options: EngineOptions, source: _Source, machine: Machine
         )
 
 
-def _rules_of(machine: Machine, options: EngineOptions) -> _Rules:
-    major = version_tuple(machine.runtime_version)[0]
-    known = _RULES[machine.runtime]
+def _rules_of(host: EngineHost, options: EngineOptions) -> _Rules:
+    major = version_tuple(host.runtime_version)[0]
+    known = _RULES[host.runtime]
     named = max((version for version in known if version <= major), default=min(known))
     needs_weak_typing = options.dla_core is not None or options.calibration_cache is not None
-    if needs_weak_typing and machine.runtime == "tensorrt" and named == 10:
+    if needs_weak_typing and host.runtime == "tensorrt" and named == 10:
         return _WEAK_RULES_10
     return known[named]
 
@@ -394,19 +423,24 @@ def _check_writable(out: Path) -> None:
     """Raises ConfigError where the engine cannot be written; to be known before minutes of work, not after."""
     if out.suffix != ".engine":
         raise ConfigError(f"{out} has the suffix {out.suffix!r}, expected .engine")
-    if out.is_dir():
-        raise ConfigError(f"cannot write {out}: it is a folder")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"cannot write {out}: choose a folder that exists and is writable")
+    for path in (out, sidecar_path(out)):
+        if path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder")
+    trial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as err:
+        raise ConfigError(f"cannot write {out}: {err.strerror}; choose a folder that exists and is writable") from err
 
 
 class _Build:
     """One run of the builder: from the file's bytes to a plan."""
 
-    def __init__(self, machine: Machine, source: _Source, options: EngineOptions, note: Note) -> None:
-        self.machine, self.source, self.options, self.note = machine, source, options, note
-        self.rules = _rules_of(machine, options)
-        self.trt = load_runtime(machine.runtime)
+    def __init__(self, host: EngineHost, source: _Source, options: EngineOptions, note: Note) -> None:
+        self.host, self.source, self.options, self.note = host, source, options, note
+        self.rules = _rules_of(host, options)
+        self.trt = load_runtime(host.runtime)
         self.messages = tensorrt_log(self.trt)
         self.messages.errors.clear()
 
@@ -433,7 +467,7 @@ class _Build:
             raise monitor.failure
         if plan is None:
             raise ExportError(
-                f"{_name(self.machine)} cannot build {self.source.path.name}: {self.messages.last()}; if memory ran "
+                f"{_name(self.host)} cannot build {self.source.path.name}: {self.messages.last()}; if memory ran "
                 "out, close other programs or lower --workspace; if not, export the model again"
             )
         if timings is not None:
@@ -441,13 +475,13 @@ class _Build:
         return bytes(memoryview(plan)), batch
 
     def _create_builder(self) -> Any:
-        if self.machine.runtime == "tensorrt":
+        if self.host.runtime == "tensorrt":
             self.trt.init_libnvinfer_plugins(self.messages, "")  # DeformConv is one of them
         try:
             return self.trt.Builder(self.messages)
         except Exception as err:  # of pybind, which says only that there is none
             raise BackendUnavailable(
-                f"{_name(self.machine)} does not start here: {self.messages.last() or err}; its version must fit the "
+                f"{_name(self.host)} does not start here: {self.messages.last() or err}; its version must fit the "
                 "GPU's driver"
             ) from err
 
@@ -461,7 +495,7 @@ class _Build:
         beside = (str(self.source.path),) if self.source.has_weights_beside else ()
         if not parser.parse(self.source.content, *beside):
             raise ExportError(
-                f"{_name(self.machine)} does not take {self.source.path.name}: {_parser_error(parser)}; export the "
+                f"{_name(self.host)} does not take {self.source.path.name}: {_parser_error(parser)}; export the "
                 f"model again with `--target {self.source.target}`, or for ONNX Runtime, which runs it on the CPU"
             )
         return parser
@@ -480,10 +514,10 @@ class _Build:
             level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper(), None)
             if level is None:
                 raise ConfigError(
-                    f"{_name(self.machine)} does not know --hardware {options.hardware_compatibility}; use ampere_plus"
+                    f"{_name(self.host)} does not know --hardware {options.hardware_compatibility}; use ampere_plus"
                 )
             config.hardware_compatibility_level = level
-        if _is_for_turing(self.machine):
+        if _is_for_turing(self.host):
             # TensorRT-RTX leaves it out unless it is asked for it alone.
             config.num_compute_capabilities = 1
             config.set_compute_capability(trt.ComputeCapability.SM75, 0)
@@ -594,37 +628,37 @@ class _Build:
             self.note(f"the timings are not kept for the next build: cannot write {path}: {err.strerror}")
 
     def _timings_path(self) -> Path:
-        return self.options.timing_cache or cache_folder() / f"{machine_slug(self.machine)}.timings"
+        return self.options.timing_cache or cache_folder() / f"{host_slug(self.host)}.timings"
 
 
-def machine_slug(machine: Machine) -> str:
+def host_slug(host: EngineHost) -> str:
     """The runtime's version and the GPU, as part of a file name."""
-    gpu = machine.gpu
-    parts = [machine.runtime, machine.runtime_version]
+    gpu = host.gpu
+    parts = [host.runtime, host.runtime_version]
     parts += [ANY_GPU] if gpu is None else [gpu.name, gpu.compute_capability, str(gpu.multiprocessors)]
     text = "-".join(parts).lower()
     return "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in text)
 
 
-def _is_for_turing(machine: Machine) -> bool:
-    return machine.runtime == "tensorrt_rtx" and machine.gpu is not None and machine.gpu.compute_capability == "7.5"
+def _is_for_turing(host: EngineHost) -> bool:
+    return host.runtime == "tensorrt_rtx" and host.gpu is not None and host.gpu.compute_capability == "7.5"
 
 
 def _record(
-    source: _Source, machine: Machine, options: EngineOptions, *, plan: bytes, batch: tuple[int, int, int], rebuild: str
+    source: _Source, host: EngineHost, options: EngineOptions, *, plan: bytes, batch: tuple[int, int, int], rebuild: str
 ) -> EngineRecord:
-    is_portable = machine.runtime == "tensorrt_rtx" and not _is_for_turing(machine)
-    gpu = None if is_portable else machine.gpu
+    is_portable = host.runtime == "tensorrt_rtx" and not _is_for_turing(host)
+    gpu = None if is_portable else host.gpu
     spec = source.spec if options.calibration_cache is None else replace(source.spec, precision="int8")
     return EngineRecord(
         spec=spec,
-        runtime=machine.runtime,
-        runtime_version=machine.runtime_version,
+        runtime=host.runtime,
+        runtime_version=host.runtime_version,
         gpu=gpu.name if gpu else ANY_GPU,
         compute_capability=gpu.compute_capability if gpu else "",
         multiprocessors=gpu.multiprocessors if gpu else 0,
-        platform=machine.platform,
-        cuda=machine.gpu.cuda if machine.gpu else "",
+        platform=host.platform,
+        cuda=host.gpu.cuda if host.gpu else "",
         onnx=source.path.name,
         onnx_sha256=source.sha256,
         engine_sha256=hashlib.sha256(plan).hexdigest(),

@@ -13,19 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdk.backends.cuda import open_cuda
 from sdk.detector import MODELS_FOLDER
 from sdk.engine_files import (
-    Machine,
+    EngineHost,
     cache_folder,
     check_fits,
     check_integrity,
     find_gpu,
     read_record,
-    this_machine,
+    this_host,
 )
 from sdk.errors import ConfigError, SdkError
 
-from .engine import EngineOptions, Note, build_engine, machine_slug, onnx_sha256, runtime_of
+from .engine import EngineOptions, Note, build_engine, host_slug, onnx_sha256, runtime_of
 
 BUNDLED_ONNX = MODELS_FOLDER / "person-pose.tensorrt.fp16.onnx"
 
@@ -43,6 +44,7 @@ def engine_or_none(onnx_path: Path, *, note: Note = lambda text: None) -> Path |
     if find_gpu() is None:
         return None
     try:
+        open_cuda()  # what would run the engine, before the minutes that it takes to build
         return cached_engine(onnx_path, note=note)
     except SdkError as err:
         note(f"running on the CPU, without TensorRT: {err}")
@@ -57,11 +59,11 @@ def cached_engine(onnx_path: Path, *, note: Note = lambda text: None) -> Path:
     Raises:
         As `build_engine`.
     """
-    machine = this_machine(runtime_of(onnx_path))
+    host = this_host(runtime_of(onnx_path))
     digest = onnx_sha256(onnx_path)
-    path = _folder() / f"{onnx_path.stem}-{digest[:12]}-{machine_slug(machine)}.engine"
+    path = _folder() / f"{onnx_path.stem}-{digest[:12]}-{host_slug(host)}.engine"
     with _lock(path.with_suffix(".lock"), note):
-        if not _is_sound(path, digest, machine, note):
+        if not _is_sound(path, digest, host, note):
             note(f"building the engine of {onnx_path.name} once for this machine; this can take minutes")
             build_engine(onnx_path, path, EngineOptions(), note=note)
     return path
@@ -78,13 +80,13 @@ def _folder() -> Path:
     return folder
 
 
-def _is_sound(path: Path, onnx_digest: str, machine: Machine, note: Note) -> bool:
+def _is_sound(path: Path, onnx_digest: str, host: EngineHost, note: Note) -> bool:
     """Whether the cached engine is there, whole, of this file and for this machine."""
     if not path.exists():
         return False
     try:
         record = read_record(path)
-        check_fits(record, machine)
+        check_fits(record, host)
         check_integrity(path, record)
     except SdkError as err:
         note(f"the cached engine cannot be used and is built again: {err}")

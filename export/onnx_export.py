@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from torch import nn
@@ -56,7 +55,7 @@ def model_source(model: nn.Module, spec: ModelSpec, *, name: str = "model") -> S
     """
 
     def reference(sized_spec: ModelSpec) -> Backend:
-        return TorchBackend(copy.deepcopy(model), sized_spec)
+        return TorchBackend(model, sized_spec)
 
     return Source(trace(model, spec), spec, name, "PyTorch", reference)
 

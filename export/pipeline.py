@@ -81,29 +81,33 @@ def export_model(
         ConfigError: the wishes contradict each other, or the file cannot be written.
     """
     with replacing(out) as temporary:
-        model, spec = _converted(source, form, ranges)
-        write_onnx(model, temporary, spec=spec, weights_sha256=weights_sha256_of(source.model))
-        backend: Backend = OnnxRuntimeBackend(temporary)
-        if form.batch is not None:
-            check_batch(backend, drawn_frames(spec, count=max(form.batch[0], min(form.batch[2], 2))))
-        asked = verified(source, _honest(backend, model, spec), spec, photographs)
-        return Report((asked, _at_another_size(source, backend, form, ranges, photographs)))
+        asked = _written(source, temporary, form, ranges, photographs)
+        return Report((asked, _at_another_size(source, temporary, form, ranges, photographs)))
+
+
+def _written(source: Source, path: Path, form: Form, ranges: Ranges | None, photographs: Path | None) -> Comparison:
+    model, spec = _converted(source, form, ranges)
+    write_onnx(model, path, spec=spec, weights_sha256=weights_sha256_of(source.model))
+    backend = OnnxRuntimeBackend(path)
+    if form.batch is not None:
+        check_batch(backend, drawn_frames(spec, count=max(form.batch[0], min(form.batch[2], 2))))
+    return verified(source, _honest(backend, model, spec), spec, photographs)
+
+
+def _at_another_size(
+    source: Source, path: Path, form: Form, ranges: Ranges | None, photographs: Path | None
+) -> Comparison:
+    """The proof that no size is frozen: the same form, one step narrower or wider than what was asked for."""
+    width, height = form.wh or source.spec.input.wh
+    multiple = input_multiple_of(source.model)
+    wh = (width - multiple if width > multiple else width + multiple, height)
+    model, spec = _converted(source, replace(form, wh=wh), ranges)
+    backend = OnnxRuntimeBackend(path) if form.any_size else open_model(model, spec)
+    return verified(source, _honest(backend, model, spec), spec, photographs, count=1)
 
 
 def _converted(source: Source, form: Form, ranges: Ranges | None) -> tuple[ModelProto, ModelSpec]:
     return convert(source.model, source.spec, form, ranges=None if ranges is None else ranges.tensors)
-
-
-def _at_another_size(
-    source: Source, backend: Backend, form: Form, ranges: Ranges | None, photographs: Path | None
-) -> Comparison:
-    """The proof that no size is frozen: the same form, one step narrower or wider than what was asked for."""
-    width, height = backend.spec.input.wh
-    multiple = input_multiple_of(source.model)
-    wh = (width - multiple if width > multiple else width + multiple, height)
-    model, spec = _converted(source, replace(form, wh=wh), ranges)
-    other = backend if form.any_size else open_model(model, spec)
-    return verified(source, _honest(other, model, spec), spec, photographs, count=1)
 
 
 def _honest(backend: Backend, model: ModelProto, spec: ModelSpec) -> Backend:
