@@ -90,10 +90,12 @@ def run(args: argparse.Namespace) -> int:
     from calibration.pipeline import calibrate
     from calibration.report_html import report_html
 
+    config, deployment = _config(args), _deployment(args)
     for path in (args.json, args.report):
         if path is not None:
             check_writable(path)
-    report = calibrate(args.model, args.out, _config(args), deployment=_deployment(args), note=_note)
+    _check_files_differ(args)
+    report = calibrate(args.model, args.out, config, deployment=deployment, note=_note)
     if args.json is not None:
         with replacing(args.json) as temporary:
             temporary.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
@@ -108,6 +110,16 @@ def run(args: argparse.Namespace) -> int:
             f"the budget of {args.max_ap_drop} AP does not hold; {args.out} is the model that comes closest"
         )
     return 0
+
+
+def _check_files_differ(args: argparse.Namespace) -> None:
+    from sdk.errors import ConfigError
+
+    named: dict[Path, str] = {args.model.resolve(): "MODEL"}
+    for option in ("out", "ranges", "json", "report", "write_cache"):
+        path, title = getattr(args, option), "OUT" if option == "out" else f"--{option.replace('_', '-')}"
+        if path is not None and named.setdefault(path.resolve(), title) != title:
+            raise ConfigError(f"{title} and {named[path.resolve()]} are both {path}; each needs a file of its own")
 
 
 def _config(args: argparse.Namespace) -> CalibrationConfig:
@@ -141,10 +153,10 @@ def _deployment(args: argparse.Namespace) -> Deployment:
     from export.half_precision import rounded_like_half
 
     half = partial(finish, form=Form(args.target, precision="fp16"))
-    if args.target == "onnxruntime" and args.int8_float is None:
-        return Deployment(half=half, rounded=rounded_like_half)
-    form = Form(args.target, precision="int8", int8_float=args.int8_float)
+    form = Form(args.target, precision=args.precision, int8_float=args.int8_float)
     form.check()
+    if args.target == "onnxruntime":
+        return Deployment(half=half, rounded=rounded_like_half)
     return Deployment(partial(finish, form=form), half=half, rounded=rounded_like_half)
 
 

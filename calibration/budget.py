@@ -27,6 +27,7 @@ from sdk.errors import ConfigError
 from .errors import CalibrationError
 from .sensitivity import (
     Accuracy,
+    Deployed,
     Evaluate,
     Latency,
     LayerGroup,
@@ -190,6 +191,7 @@ def hold_budget(
     *,
     max_ap_drop: float,
     frames: Sequence[npt.NDArray[np.uint8]],
+    deployed: Deployed | None = None,
     latency: Latency | None = None,
     seed: int = 0,
     note: Note = lambda text: None,
@@ -203,6 +205,7 @@ def hold_budget(
         evaluation: annotated photographs, none of which was calibrated on.
         max_ap_drop: AP that may be lost, of box AP and keypoint AP the one that loses more.
         frames: as for `sensitivity`.
+        deployed: as for `accuracy_on`: the loss that counts is that of the file.
         latency: as for `sensitivity`.
         seed: divides the photographs, where layers have to be chosen.
         note: is told what is being done.
@@ -220,7 +223,7 @@ def hold_budget(
         )
     note(f"measuring what INT8 costs on {len(evaluation.files)} photographs")
     int8 = quantise_except(())
-    evaluate = accuracy_on(evaluation)
+    evaluate = accuracy_on(evaluation, deployed=deployed)
     fp32_accuracy, int8_accuracy = evaluate(model), evaluate(int8)
     before = Budget(
         max_ap_drop, int8, evaluation, {"fp32": fp32_accuracy, "int8": int8_accuracy, "final": int8_accuracy}
@@ -229,7 +232,7 @@ def hold_budget(
         return before
     note(f"INT8 loses {before.ap_drop:.4f} AP, more than {max_ap_drop:.4f}: choosing layers to leave in float")
     choosing, others = divide(evaluation, seed=seed)
-    evaluate = accuracy_on(choosing)
+    evaluate = accuracy_on(choosing, deployed=deployed)
     found = sensitivity(
         model,
         quantise_except,
@@ -243,7 +246,7 @@ def hold_budget(
     assert found.ap_drop is not None
     goal = _goal(max_ap_drop, over_all=before.ap_drop, on_half=found.ap_drop)
     choice = choose_float_groups(found, quantise_except, int8, evaluate=evaluate, max_ap_drop=goal, note=note)
-    confirm = accuracy_on(others)
+    confirm = accuracy_on(others, deployed=deployed)
     models = {"fp32": model, "int8": int8, "final": choice.model}
     return replace(
         before,

@@ -15,8 +15,9 @@ import hashlib
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -76,7 +77,7 @@ def collect_statistics(
     network = _session_with_outputs(model, names)
     names += [output.name for output in model.graph.output]
     progress = _Progress(total, done)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, part.under_way() if part else nullcontext():
         for number, image in enumerate(images, 1):
             if number <= done:
                 continue  # read again, which is quick, but counted before
@@ -86,9 +87,7 @@ def collect_statistics(
                 note(progress.line(number))
                 if part is not None:
                     part.write(number, statistics)
-    _check_varied(statistics)
-    if part is not None:
-        part.remove()
+        _check_varied(statistics)
     return statistics
 
 
@@ -157,7 +156,14 @@ class PartFile:
             histogram.low, histogram.high, histogram.width = limits.tolist()
         return done, statistics
 
-    def remove(self) -> None:
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """The file outlives an interruption of the block; where that is done or cannot be done, it goes."""
+        try:
+            yield
+        except CalibrationError:
+            self.path.unlink(missing_ok=True)
+            raise
         self.path.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from sdk.errors import ConfigError
 
 from .methods import METHODS
+from .tensorrt_cache import version_number
 
 Target = Literal["onnxruntime", "tensorrt"]  # whose rules say what runs in INT8
 TARGETS = get_args(Target)
@@ -39,13 +40,11 @@ class CalibrationConfig:
     """Everything that decides the INT8 model and what is measured on it.
 
     Raises:
-        ConfigError: on construction, for options that contradict each other or are not there yet.
+        ConfigError: on construction, for options that contradict each other or say nothing that can be done.
     """
 
     images: Path | None = None  # photographs to calibrate on, a folder or a list; not needed where `ranges` exists
-    annotations: Path | None = (
-        None  # COCO file of `images`: balances classes; accuracy is measured on what is set aside
-    )
+    annotations: Path | None = None  # COCO file of `images`: balances classes; some are set aside for accuracy
     eval_images: Path | None = None  # photographs to measure accuracy on
     eval_annotations: Path | None = None  # COCO file of these
     num: int = 200  # photographs to calibrate on
@@ -78,6 +77,17 @@ class CalibrationConfig:
                 "--max-ap-drop needs annotated photographs to measure AP on; name --eval-images and "
                 "--eval-annotations, or --annotations"
             )
+        if self.max_ap_drop is not None and not 0.0 <= self.max_ap_drop < 1.0:
+            raise ConfigError(
+                f"--max-ap-drop {self.max_ap_drop} is no loss of AP; expected 0 or more and less than 1: 0.005"
+            )
+        if self.write_cache is not None:
+            version_number(self.tensorrt_version)
+        if self.weights.bias_correction and self.has_ranges:
+            raise ConfigError(
+                f"--bias-correction measures on photographs, and {self.ranges} replaces those; name a --ranges file "
+                "that does not exist yet, with --images"
+            )
         if self.precision == "fp16":
             self._check_half()
         elif self.images is None and not self.has_ranges:
@@ -92,9 +102,12 @@ class CalibrationConfig:
             (self.max_ap_drop, "--max-ap-drop"),
             (self.sensitivity or None, "--sensitivity"),
             (self.write_cache, "--write-cache"),
+            (self.weights.search or None, "--weight-search"),
+            (self.weights.bias_correction or None, "--bias-correction"),
+            (self.equalise or None, "--equalise"),
         ):
             if given is not None:
-                raise ConfigError(f"{option} is for --precision int8: FP16 has no ranges to choose; leave it out")
+                raise ConfigError(f"{option} is for --precision int8, FP16 has nothing to choose; leave it out")
 
     @property
     def has_ranges(self) -> bool:

@@ -56,12 +56,14 @@ class PhotographReader:
 
     Attributes:
         used: what has been read so far.
+        readable: the paths of that.
         unreadable: what could not be read.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
         self.used: list[Photograph] = []
+        self.readable: list[Path] = []
         self.unreadable: list[Unreadable] = []
 
     def __len__(self) -> int:
@@ -81,6 +83,7 @@ class PhotographReader:
                 check_readable(self.unreadable, len(self._paths))
                 continue
             self.used.append(_identified(path, image))
+            self.readable.append(path)
             yield image
         if len(self.used) < MIN_PHOTOGRAPHS:
             raise CalibrationError(

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,6 @@ from .weights import channel_means
 
 Note = Callable[[str], None]
 Frames = list[npt.NDArray[np.uint8]]
-_NUM_FRAMES = 8  # for the table of layers
 _NUM_MEANS = 50  # photographs for bias correction
 
 
@@ -104,6 +102,12 @@ class _Job:
             return None
         return self.deployment.half(self.model, replace(self.spec, precision="fp16"))
 
+    def deployed(self, model: ModelProto) -> Backend:
+        """The float graph, or an INT8 form of it, as inexact as in its own runtime."""
+        if model is self.model:
+            return open_model(model, self.spec)
+        return self.rounded(*self.deployment.finish(model, replace(self.spec, precision="int8")))
+
     def rounded(self, file: ModelProto, spec: ModelSpec) -> Backend:
         """A file, as inexact as in its own runtime."""
         return open_model(self.deployment.rounded(file), spec)
@@ -122,8 +126,9 @@ class _Measured:
     """Ranges, with what they were taken from; no statistics where they were read from a file."""
 
     ranges: Ranges
-    statistics: Statistics | None
-    unreadable: tuple[Unreadable, ...]
+    statistics: Statistics | None = None
+    files: tuple[Path, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 def calibrate(
@@ -173,6 +178,12 @@ def _float_model(path: Path) -> tuple[ModelProto, ModelSpec]:
             "heads: `centeredge export CHECKPOINT OUT.onnx`"
         )
     OnnxRuntimeBackend(path).close()  # says what contradicts the spec
+    shape = [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
+    if shape[0] != 1 or 0 in shape:
+        raise CalibrationError(
+            f"{path} takes frames of any size or several at once, and an INT8 file is for one of one size; "
+            "`centeredge export` gives such a file without --any-size and --dynamic-batch"
+        )
     return model, spec
 
 
@@ -200,15 +211,14 @@ def _open_sets(config: CalibrationConfig, spec: ModelSpec) -> _Sets:
         CalibrationError: there are too few, or evaluation photographs are among those that were calibrated on.
     """
     pool = evaluation = None
+    calibrates = config.precision == "int8" and not config.has_ranges
     if config.images is not None and config.annotations is not None:
         pool = open_annotated(config.images, config.annotations, spec)
     if config.eval_images is not None and config.eval_annotations is not None:
         evaluation = open_annotated(config.eval_images, config.eval_annotations, spec)
-    elif pool is not None and config.precision == "fp16":
-        evaluation = pool  # nothing is calibrated on
     elif pool is not None:
-        pool, evaluation = set_aside(pool, config.num, seed=config.seed)
-    if config.has_ranges or config.precision == "fp16":
+        pool, evaluation = set_aside(pool, config.num if calibrates else 0, seed=config.seed)
+    if not calibrates:
         return _Sets(None, evaluation)
     assert config.images is not None
     if pool is None:
@@ -228,22 +238,22 @@ def _may_leave_out(config: CalibrationConfig) -> bool:
 def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
     config, note = job.config, job.note
     measured = _ranges(job, sets.chosen)
-    ranges, evaluation, frames = measured.ranges, sets.evaluation, _frames(sets, job.spec)
-    if config.write_cache is not None:
-        written = network_ranges(job.model.graph, ranges.tensors)
-        write_cache(written, config.write_cache, tensorrt_version=config.tensorrt_version)
+    ranges, evaluation = measured.ranges, sets.evaluation
     if evaluation is not None and sets.chosen is None:
         evaluation = without_calibrated(evaluation, ranges.photographs, force=_may_leave_out(config))
+    frames = _frames(measured.files or tuple(evaluation.files.values() if evaluation else ()), job.spec)
     if config.weights.bias_correction:
-        job = replace(job, means=_means(job, sets))
+        note("measuring the means of channels")
+        means = channel_means(job.model, job.spec, (read_image(path) for path in measured.files[:_NUM_MEANS]))
+        job = replace(job, means=means)
     layers = _chosen_layers(job, partial(job.quantised, ranges), evaluation, frames)
     int8 = job.quantised(ranges, layers.float_nodes)
     file, spec = job.deployment.finish(int8, replace(job.spec, precision="int8"))
     write_onnx(file, path, spec=spec, weights_sha256=ranges.weights_sha256)
-    models: dict[str, Path | Backend] = {"fp32": job.path, "int8": path}
-    if config.target == "tensorrt":  # where FP16 is the alternative, and what INT8 leaves may be FP16
-        half = job.half()
-        models |= {"int8": job.rounded(file, spec)} | ({"fp16": job.rounded(*half)} if half else {})
+    if config.write_cache is not None:
+        written = network_ranges(job.model.graph, ranges.tensors)
+        write_cache(written, config.write_cache, tensorrt_version=config.tensorrt_version)
+    models = _models(job, path, file, spec)
     report = _report(job, models, {"fp32": job.path, "int8": path}, layers.evaluation)
     note("measuring the error of each layer")
     return replace(
@@ -261,21 +271,31 @@ def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
     )
 
 
+def _models(job: _Job, path: Path, file: ModelProto, spec: ModelSpec) -> dict[str, Path | Backend]:
+    """What accuracy is compared of: for TensorRT FP16 too, the alternative there, and both as inexact as there."""
+    if job.config.target == "onnxruntime":
+        return {"fp32": job.path, "int8": path}
+    half = job.half()
+    fp16 = {"fp16": job.rounded(*half)} if half else {}
+    return {"fp32": job.path, **fp16, "int8": job.rounded(file, spec)}
+
+
 def _write_half(job: _Job, sets: _Sets, path: Path) -> Report:
     half = job.half()
     if half is None:
         raise ConfigError("there is no way to FP16 here; use `centeredge export --precision fp16`")
     file, spec = half
+    evaluation = without_calibrated(sets.evaluation, ()) if sets.evaluation else None
     write_onnx(file, path, spec=spec, weights_sha256=weights_sha256_of(job.model))
     models: dict[str, Path | Backend] = {"fp32": job.path, "fp16": job.rounded(file, spec)}
-    return _report(job, models, {"fp32": job.path, "fp16": path}, sets.evaluation)
+    return _report(job, models, {"fp32": job.path, "fp16": path}, evaluation)
 
 
 def _ranges(job: _Job, chosen: CalibrationSet | None) -> _Measured:
     config, note = job.config, job.note
     if chosen is None:
         assert config.ranges is not None
-        return _Measured(_known_ranges(config.ranges, job.model, config, note), None, ())
+        return _Measured(_known_ranges(config.ranges, job.model, config, note))
     method = config.method or DEFAULT_METHOD
     for sentence in chosen.sentences():
         note(sentence)
@@ -283,13 +303,12 @@ def _ranges(job: _Job, chosen: CalibrationSet | None) -> _Measured:
     part = part_file(config.ranges or job.out, job.model, chosen.paths)
     note(f"measuring activations on {len(reader)} photographs of {config.images}")
     statistics = collect_statistics(job.model, job.spec, reader, total=len(reader), part=part, note=note)
-    unreadable = {entry.name for entry in reader.unreadable}
-    frames = sample_frames([path for path in chosen.paths if path.name not in unreadable], job.spec)
+    frames = sample_frames(reader.readable, job.spec)
     tensors = ranges_from_statistics(job.model, statistics, method, frames=frames)
     ranges = Ranges(method, weights_sha256_of(job.model), tuple(reader.used), tensors)
     if config.ranges is not None:
         write_ranges(ranges, config.ranges)
-    return _Measured(ranges, statistics, tuple(reader.unreadable))
+    return _Measured(ranges, statistics, tuple(reader.readable), tuple(reader.unreadable))
 
 
 def _known_ranges(path: Path, model: ModelProto, config: CalibrationConfig, note: Note) -> Ranges:
@@ -303,20 +322,10 @@ def _known_ranges(path: Path, model: ModelProto, config: CalibrationConfig, note
     return ranges
 
 
-def _means(job: _Job, sets: _Sets) -> Means:
-    """Of the channels that convolutions read, on some photographs of the calibration set."""
-    files = sets.chosen.paths if sets.chosen else ()
-    if not files:
-        raise ConfigError("--bias-correction reads photographs; calibrate with --images, without old --ranges")
-    job.note("measuring the means of channels")
-    return channel_means(job.model, job.spec, (read_image(path) for path in files[:_NUM_MEANS]))
-
-
-def _frames(sets: _Sets, spec: ModelSpec) -> Frames:
-    """A few photographs as the network takes them: of the calibration set, else of the evaluation set; or noise."""
-    files = list(sets.chosen.paths if sets.chosen else sets.evaluation.files.values() if sets.evaluation else ())
+def _frames(files: Sequence[Path], spec: ModelSpec) -> Frames:
+    """A few of the photographs as the network takes them; noise where there are none."""
     if files:
-        return list(islice(sample_frames(files, spec), _NUM_FRAMES))
+        return list(sample_frames(files, spec))
     width, height = spec.input.wh
     return [np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)]
 
@@ -340,6 +349,7 @@ def _chosen_layers(
     # What ONNX Runtime takes for a TensorRT file says nothing about TensorRT.
     latency = latency_here if config.target == "onnxruntime" else None
     groups = layer_groups(graph, int8, results_quantised=config.target == "onnxruntime")
+    layers = _Layers(evaluation)
     if config.max_ap_drop is not None:
         budget = hold_budget(
             job.model,
@@ -348,24 +358,27 @@ def _chosen_layers(
             evaluation,
             max_ap_drop=config.max_ap_drop,
             frames=frames,
+            deployed=job.deployed,
             latency=latency,
             seed=config.seed,
             note=job.note,
         )
-        return _Layers(budget.evaluation, budget.float_nodes, budget.sentences(), budget.sensitivity, budget.to_dict())
-    if not config.sensitivity:
-        return _Layers(evaluation)
+        layers = _Layers(
+            budget.evaluation, budget.float_nodes, budget.sentences(), budget.sensitivity, budget.to_dict()
+        )
+    if not config.sensitivity or layers.sensitivity is not None:
+        return layers
     found = sensitivity(
         job.model,
         quantise_except,
         groups,
         frames=frames,
-        evaluate=accuracy_on(evaluation) if evaluation else None,
+        evaluate=accuracy_on(evaluation, deployed=job.deployed) if evaluation else None,
         noise_ap=ap_noise(evaluation) if evaluation else 0.0,
         latency=latency,
         note=job.note,
     )
-    return _Layers(evaluation, sensitivity=found)
+    return replace(layers, sensitivity=found)
 
 
 def _report(

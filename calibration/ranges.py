@@ -41,7 +41,7 @@ class Ranges:
     Attributes:
         method: that chose them.
         weights_sha256: of the model, the same for all its exports.
-        photographs: that they were measured on.
+        photographs: that they were measured on; none where a calibration cache does not say it.
         tensors: tensor name -> range.
     """
 
@@ -49,11 +49,6 @@ class Ranges:
     weights_sha256: str
     photographs: tuple[Photograph, ...]
     tensors: dict[str, Range]
-
-    @property
-    def constant(self) -> list[str]:
-        """Tensors that had one value everywhere: parts of the network that do nothing."""
-        return [name for name, bounds in self.tensors.items() if bounds.low == bounds.high]
 
 
 def ranges_from_statistics(

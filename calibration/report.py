@@ -70,7 +70,6 @@ class Report:
         num_evaluated: photographs that the accuracy was measured on.
         ranges: of the activations, with their method and photographs; None where nothing was calibrated (FP16).
         unreadable: photographs that were left out.
-        float_convs: convolutions that stay in float.
         target: runtime that the output is for.
         latency_ms_by_threads: the same as latency_ms with other numbers of threads.
         seed: that the photographs were chosen with; None where that is not known.
@@ -95,7 +94,6 @@ class Report:
     num_evaluated: int = 0
     ranges: Ranges | None = None
     unreadable: tuple[Unreadable, ...] = ()
-    float_convs: tuple[str, ...] = ()
     target: str = "onnxruntime"
     latency_ms_by_threads: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     seed: int | None = None
@@ -125,6 +123,11 @@ class Report:
     def reduced(self) -> tuple[str, ...]:
         """What is compared with the baseline."""
         return self.precisions[1:]
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the latency here says something about the output's own runtime."""
+        return self.target == "onnxruntime"
 
     @property
     def _timed(self) -> tuple[str, ...]:
@@ -179,7 +182,6 @@ class Report:
             "difference": None if self.accuracy is None else self._differences(),
             "num_evaluated": self.num_evaluated,
             **self._calibration_dict(),
-            "float_convs": list(self.float_convs),
             "float_layers": dict(self.float_layers),
             "layers": [{key: _finite(value) for key, value in asdict(layer).items()} for layer in self.layers],
             "histograms": [asdict(histogram) for histogram in self.histograms],
@@ -206,7 +208,6 @@ class Report:
             "images": [asdict(photograph) for photograph in ranges.photographs] if ranges else [],
             "unreadable": [asdict(entry) for entry in self.unreadable],
             "ranges": {name: asdict(bounds) for name, bounds in ranges.tensors.items()} if ranges else {},
-            "constant_tensors": ranges.constant if ranges else [],
         }
 
     def _differences(self) -> dict[str, Any]:
@@ -243,7 +244,7 @@ class Report:
         rows += self._row("box AP", {name: self.ap(name, "bbox") for name in self.precisions})
         rows += self._row("box AP50", {name: self.ap(name, "bbox", "AP50") for name in self.precisions})
         rows += self._row("keypoint AP", {name: self.ap(name, "keypoints") for name in self.precisions})
-        speed = {name: speed_text(self.speedup_of(name)) for name in self._timed}
+        speed = {name: speed_text(self.speedup_of(name)) if self.runs_here else "" for name in self._timed}
         rows += self._row("latency, ms", self.latency_ms, digits=2, differences=speed)
         megabytes = {name: size / 1e6 for name, size in self.file_bytes.items()}
         rows += self._row("file, MB", megabytes, digits=2, differences=dict.fromkeys(self.reduced, ""))
@@ -284,7 +285,7 @@ class Report:
     def _headline(self, precision: str) -> str:
         changes = list(self._changes(precision))
         cost = " and ".join(changes)
-        if precision not in self._timed:
+        if precision not in self._timed or not self.runs_here:
             return cost or "was not measured"
         faster = f"{self.speedup_of(precision):.2f} times" if self.is_faster(precision) else "not"
         joint = ", and " if len(changes) > 1 else " and " if changes else ""
@@ -303,6 +304,8 @@ class Report:
         threads = "latency with 1 thread."
         if self.ranges is None:
             yield threads.capitalize()
+        elif not self.ranges.photographs:
+            yield f"Ranges by {self.ranges.method}, from a file that does not say on which photographs; {threads}"
         else:
             yield f"Ranges by {self.ranges.method} from {len(self.ranges.photographs)} photographs; {threads}"
 
@@ -310,21 +313,18 @@ class Report:
         if self.accuracy is None:
             yield "Accuracy was not measured; --eval-images and --eval-annotations, or --annotations, do it."
         else:
-            unseen = " that were not calibrated on" if self.ranges else ""
+            unseen = " that were not calibrated on" if self.ranges and self.ranges.photographs else ""
             yield f"Accuracy on {self.num_evaluated} photographs{unseen}."
-        if self.target != "onnxruntime":
+        if not self.runs_here:
             yield (
-                f"Measured with ONNX Runtime on this CPU, and the output is for {self.target}: its accuracy there is "
-                "about this, its speed is not."
+                "All is measured with ONNX Runtime on this CPU, and the output is for TensorRT: its accuracy there is "
+                "about this; its speed is another, which `centeredge benchmark` measures on the device."
             )
-        for name in self.reduced:
-            if name in self._timed and not self.is_faster(name):
+        for name in self._timed:
+            if self.runs_here and not self.is_faster(name):
                 yield f"{PRECISIONS[name]} is not faster here."
 
     def _left_out(self) -> Iterator[str]:
-        constant = self.ranges.constant if self.ranges else []
-        if constant:
-            yield f"{len(constant)} activations never changed: {', '.join(constant)}."
         yield from (f"Left out: {entry.reason}" for entry in self.unreadable)
 
 

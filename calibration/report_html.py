@@ -93,7 +93,7 @@ def _facts(report: Report) -> str:
         if before is not None and after is not None:
             facts.append(_fact(name, _number(after, 4), f"{_signed(after - before)} from {_number(before, 4)}"))
     before_ms, after_ms = (report.latency_ms.get(name) for name in (report.baseline, reduced))
-    if before_ms is not None and after_ms is not None:
+    if before_ms is not None and after_ms is not None and report.runs_here:
         speed = speed_text(before_ms / after_ms)
         facts.append(_fact("a frame, 1 thread", f"{after_ms:.2f} ms", f"{speed} than {before_ms:.2f} ms"))
     before_size, after_size = (report.file_bytes.get(name) for name in (report.baseline, reduced))
@@ -173,6 +173,8 @@ def _latency(report: Report) -> str:
     rows.append(row)
     where = f" ({report.machine['CPU']})" if "CPU" in report.machine else ""
     note = f"Medians of one frame through the network alone, measured in turns on this machine{where}."
+    if not report.runs_here:
+        note += " They are ONNX Runtime's, which says nothing about TensorRT's."
     return _section("Speed and size", _tag("p", note, cls="hint"), _table("", columns, rows))
 
 
@@ -210,8 +212,6 @@ def _layers(report: Report) -> Iterator[str]:
     if report.float_layers:
         rows = [[name, reason] for name, reason in report.float_layers.items()]
         parts.append(_table("Layers that stay in float", ["layer", "why"], rows, texts=(0, 1)))
-    elif report.float_convs:
-        parts.append(_tag("p", f"In float stay {', '.join(report.float_convs)}."))
     if parts:
         yield _section("Where the error comes from", *parts)
 

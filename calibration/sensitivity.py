@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from sdk.backends import Backend, open_backend
 from sdk.backends.onnxruntime import INPUT_NAME
 from sdk.timing import medians_ms
 
@@ -38,6 +40,7 @@ Accuracy = Mapping[str, float]  # "bbox", and "keypoints" where the model has so
 QuantiseExcept = Callable[[Collection[str]], onnx.ModelProto]  # nodes that stay in float -> INT8 model
 Evaluate = Callable[[onnx.ModelProto], Accuracy]
 Latency = Callable[[Sequence[onnx.ModelProto]], list[float]]  # milliseconds of each, measured in turns
+Deployed = Callable[[onnx.ModelProto], Backend]  # a dense graph, as inexact as in its own runtime
 Note = Callable[[str], None]
 _Frames = Sequence[npt.NDArray[np.uint8]]
 _Path = tuple[str, ...]  # of a layer, step by step
@@ -258,18 +261,20 @@ def ap_drop(reference: Accuracy, found: Accuracy) -> float:
     return max(reference[kind] - found[kind] for kind in reference)
 
 
-def accuracy_on(evaluation: AnnotatedSet) -> Evaluate:
+def accuracy_on(evaluation: AnnotatedSet, *, deployed: Deployed | None = None) -> Evaluate:
     """Measures box AP, and keypoint AP where the model has keypoints, as `centeredge evaluate` does.
+
+    Args:
+        evaluation: annotated photographs.
+        deployed: opens what is to be measured; by default, the graph itself in ONNX Runtime.
 
     Raises:
         CalibrationError: when called, if the photographs show nothing that the model finds.
     """
 
     def evaluate(model: onnx.ModelProto) -> Accuracy:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(model.SerializeToString())
-            figures = measure_accuracy({"model": path}, evaluation)["model"]
+        with closing(deployed(model) if deployed else _opened(model)) as backend:
+            figures = measure_accuracy({"model": backend}, evaluation)["model"]
         found = {kind: figures[kind]["AP"] for kind in KINDS if figures.get(kind, {}).get("AP") is not None}
         if not found:
             raise CalibrationError(
@@ -380,6 +385,13 @@ def _difference_ms(latency: Latency | None, int8: onnx.ModelProto, variant: onnx
         return None
     before, after = latency([int8, variant])
     return after - before
+
+
+def _opened(model: onnx.ModelProto) -> Backend:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return open_backend(path)
 
 
 def _head_error(model: onnx.ModelProto, frames: _Frames) -> Callable[[onnx.ModelProto], float]:

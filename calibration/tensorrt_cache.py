@@ -108,7 +108,7 @@ def write_cache(ranges: Mapping[str, Range], path: Path, *, tensorrt_version: st
 
 def cache_content(ranges: Mapping[str, Range], *, tensorrt_version: str) -> bytes:
     """What `write_cache` writes."""
-    header = f"TRT-{_version_number(tensorrt_version)}-EntropyCalibration2"
+    header = f"TRT-{version_number(tensorrt_version)}-EntropyCalibration2"
     lines = [f"{_checked_name(name)}: {_step_text(name, bounds)}" for name, bounds in ranges.items()]
     return "".join(f"{line}\n" for line in (header, *lines)).encode()
 
@@ -295,8 +295,12 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _version_number(version: str) -> int:
-    """As NvInferVersion.h has it: 8502 for 8.5.2, and 100300 for 10.3.0."""
+def version_number(version: str) -> int:
+    """As NvInferVersion.h has it: 8502 for 8.5.2, and 100300 for 10.3.0.
+
+    Raises:
+        ConfigError: that is no version, or one without calibration caches.
+    """
     parts = version_tuple(version)
     if len(parts) < 3:
         raise ConfigError(f"the TensorRT version is {version!r}, expected three numbers, such as 8.5.2 or 10.3.0")

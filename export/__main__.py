@@ -134,7 +134,7 @@ def _rebuild_command(args: argparse.Namespace, options: EngineOptions) -> str:
 
 def _given(args: argparse.Namespace, *names: str) -> list[str]:
     """Those of these options that were given, as they are typed; 0 is given too."""
-    return [_flag(name) for name in names if getattr(args, name) not in (None, False)]
+    return [_flag(name) for name in names if getattr(args, name) is not None and getattr(args, name) is not False]
 
 
 def _flag(name: str) -> str:

@@ -31,6 +31,7 @@ from .targets import TARGETS, Target
 
 MULTIPLE_METADATA_KEY = "centeredge.input_multiple"  # what the sides of the input must be multiples of
 _DEFAULT_MULTIPLE = 32
+_MAX_PIXELS = 8192 * 4096  # gigabytes of activations; what is larger is a slip
 _CANONICAL = "onnxruntime"
 # Attributes with their only value in older opsets, which do not know them.
 _NEW_ATTRIBUTES = {"Resize": {"antialias", "keep_aspect_ratio_policy", "axes"}, "Cast": {"saturate"}}
@@ -138,7 +139,7 @@ def check_canonical(model: ModelProto, spec: ModelSpec) -> None:
     target = target_of(model)
     if target != _CANONICAL or spec.precision != "fp32" or spec.output != "dense":
         raise ExportError(
-            f"{spec.name} is a {spec.precision} file for {target} with {spec.output} outputs; other forms are made "
+            f"{spec.name} is in {spec.precision.upper()} for {target} with {spec.output} outputs; other forms are made "
             "from the checkpoint, or from the file that `centeredge export CHECKPOINT OUT.onnx` gives"
         )
 
@@ -154,7 +155,11 @@ def input_multiple_of(model: ModelProto) -> int:
 
 
 def check_size(wh: tuple[int, int], multiple: int) -> None:
-    """Raises ExportError where the network's coarsest map would not come out whole."""
+    """Raises ExportError where the network's coarsest map would not come out whole, or memory would not do."""
+    if wh[0] * wh[1] > _MAX_PIXELS:
+        raise ExportError(
+            f"size {wh[0]}x{wh[1]} is too large; expected at most {_MAX_PIXELS} pixels, such as 8192x4096"
+        )
     for side in wh:
         if side % multiple:
             below = max(side // multiple, 1) * multiple

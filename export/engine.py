@@ -43,7 +43,7 @@ from sdk.engine_files import (
     write_engine,
 )
 from sdk.errors import BackendUnavailable, ConfigError, InputError
-from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY, external_files, read_metadata, read_onnx_spec
+from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY, external_paths, read_metadata, read_onnx_spec
 from sdk.spec import ModelSpec, Precision
 
 from .calibrator import EntropyCalibrator, entropy_calibrator, photograph_frames
@@ -260,10 +260,10 @@ def onnx_sha256(path: Path) -> str:
     Raises:
         InputError: it cannot be read, or keeps tensors outside its folder.
     """
-    return _sha256(_read(path), _external_paths(path))
+    return _sha256(_read(path), external_paths(path))
 
 
-def _sha256(content: bytes, others: list[Path]) -> str:
+def _sha256(content: bytes, others: tuple[Path, ...]) -> str:
     digest = hashlib.sha256(content)
     for path in others:
         digest.update(_read(path))
@@ -273,7 +273,7 @@ def _sha256(content: bytes, others: list[Path]) -> str:
 def _read_source(path: Path) -> _Source:
     spec, target = read_onnx_spec(path), _target_of(path)
     text = read_metadata(path).get(BATCH_METADATA_KEY)
-    content, others = _read(path), _external_paths(path)
+    content, others = _read(path), external_paths(path)
     return _Source(
         path=path,
         content=content,
@@ -301,25 +301,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise InputError(f"cannot read {path}: {err.strerror}") from err
-
-
-def _external_paths(path: Path) -> list[Path]:
-    """The files that an ONNX file names, all within its folder.
-
-    The parser opens whatever is named there: a file from elsewhere must not choose what that is.
-    """
-    folder, files = path.resolve().parent, []
-    for location in external_files(path):
-        file = (folder / location).resolve()
-        if Path(location).is_absolute() or ".." in Path(location).parts or not file.is_relative_to(folder):
-            raise InputError(
-                f"{path} keeps weights in {location!r}, outside its folder, which is refused; put the file beside it "
-                "and export it again"
-            )
-        if not file.is_file():
-            raise InputError(f"{path} keeps weights in {location!r}, which is not there; it belongs beside the .onnx")
-        files.append(file)
-    return files
 
 
 def _parse_batch(text: str, path: Path) -> tuple[int, int, int]:

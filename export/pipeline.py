@@ -97,11 +97,12 @@ def _written(source: Source, path: Path, form: Form, ranges: Ranges | None, phot
 def _at_another_size(
     source: Source, path: Path, form: Form, ranges: Ranges | None, photographs: Path | None
 ) -> Comparison:
-    """The proof that no size is frozen: the same form, one step narrower or wider than what was asked for."""
-    width, height = form.wh or source.spec.input.wh
+    """The proof that no size is frozen: the same form, one step smaller or larger than what was asked for."""
     multiple = input_multiple_of(source.model)
-    wh = (width - multiple if width > multiple else width + multiple, height)
-    model, spec = _converted(source, replace(form, wh=wh), ranges)
+    width, height = (
+        side - multiple if side > multiple else side + multiple for side in form.wh or source.spec.input.wh
+    )
+    model, spec = _converted(source, replace(form, wh=(width, height)), ranges)
     backend = OnnxRuntimeBackend(path) if form.any_size else open_model(model, spec)
     return verified(source, _honest(backend, model, spec), spec, photographs, count=1)
 

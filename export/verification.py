@@ -352,30 +352,6 @@ def check_batch(backend: Backend, frames: Frames) -> list[HeadDifference]:
     return differences
 
 
-def compare_heads(reference: Backend, candidate: Backend, frames: Frames) -> list[HeadDifference]:
-    """How far two backends are apart, value by value, over all frames; the candidate may give peaks."""
-    spec = replace(reference.spec, output=candidate.spec.output)
-    return _head_differences(_answers(reference, candidate, frames, ("the reference", "the candidate")), spec)
-
-
-def check(differences: Sequence[HeadDifference], *, limit: float = MAX_DIFFERENCE) -> None:
-    """Raises ExportError where a head is further apart than `limit`, or holds NaN."""
-    worst = [head for head in differences if not head.max <= limit]  # also catches NaN
-    if worst:
-        listed = ", ".join(f"{head.name} {head.max:.1e}" for head in worst)
-        raise ExportError(
-            f"the exported model differs from the PyTorch one by more than {limit:.0e} of a head's largest value: "
-            f"{listed}; nothing was written"
-        )
-
-
-def difference_table(differences: Sequence[HeadDifference]) -> str:
-    """The differences as lines of text."""
-    rows = [f"{'head':<24} {'largest value':>13} {'max difference':>14} {'mean':>8}"]
-    rows += [f"{head.name:<24} {head.largest:>13.3g} {head.max:>14.1e} {head.mean:>8.1e}" for head in differences]
-    return "\n".join(rows)
-
-
 def _check_frames(frames: Frames, spec: ModelSpec) -> None:
     width, height = spec.input.wh
     if wrong := [frame.shape for frame in frames if frame.shape != (1, height, width, 3)]:

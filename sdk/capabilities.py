@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .machine import Machine, version_tuple
+from .engine_files import version_tuple
+from .machine import Machine
 from .spec import Precision
 
 Status = Literal["yes", "partly", "no"]
@@ -23,7 +24,9 @@ TARGETS = ("onnxruntime", "tensorrt", "tensorrt-8", "tensorrt-rtx")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _OLDEST_ONNXRUNTIME = (1, 18)
-_OLDEST_TENSORRT: dict[str, tuple[int, ...]] = {"tensorrt": (10, 1), "tensorrt-8": (8, 6)}
+# By target; engines for tensorrt-8 run on 8.5 too, whose Python module is for Python 3.8 alone.
+OLDEST_TENSORRT: dict[str, tuple[int, ...]] = {"tensorrt": (10, 1), "tensorrt-8": (8, 6), "tensorrt-rtx": (1,)}
+_OLDEST_WITH_UINT8 = (8, 5)
 _NEWEST_TENSORRT_MAJOR = 11
 _BROKEN_TENSORRT = (10, 2, 0)
 _TURING = (7, 5)  # what TensorRT 10.5 and later ask for at least
@@ -137,7 +140,7 @@ def _tensorrt(machine: Machine, target: str, precision: Precision) -> _Finding:
         if finding is not None:
             return finding
     note = f"TensorRT {machine.tensorrt.version} on {machine.gpus[0].name}"
-    if target == "tensorrt-8" and version_tuple(machine.tensorrt.version) >= _OLDEST_TENSORRT["tensorrt"]:
+    if target == "tensorrt-8" and version_tuple(machine.tensorrt.version) >= OLDEST_TENSORRT["tensorrt"]:
         note += "; --target tensorrt has the better form for it"
     if precision == "int8":
         note += "; needs ranges from `centeredge calibrate`"
@@ -150,7 +153,7 @@ def _old_jetpack(machine: Machine, target: str) -> _Finding | None:
     if jetson is None or jetson.jetpack_major not in (4, 5):
         return None
     has = f"JetPack {jetson.jetpack} has TensorRT {jetson.jetpack_tensorrt}"
-    if (jetson.jetpack_tensorrt or "") < "8.5":
+    if version_tuple(jetson.jetpack_tensorrt) < _OLDEST_WITH_UINT8:
         return "no", f"{has}, which has neither uint8 inputs nor GridSample (8.5 has)", None
     if target == "tensorrt":
         return "no", f"{has}; use --target tensorrt-8", None
@@ -190,11 +193,11 @@ def _tensorrt_version(machine: Machine, target: str) -> _Finding | None:
         note = f"TensorRT {text} is not for JetPack {jetson.jetpack}, which brings {jetson.jetpack_tensorrt}"
         return "no", note, "pip uninstall tensorrt tensorrt-cu12 tensorrt-cu13"
     if version[:3] == _BROKEN_TENSORRT:
-        return "no", "TensorRT 10.2.0 is refused: its package misses a library", "pip install 'tensorrt>=10.3'"
-    oldest = _OLDEST_TENSORRT[target]
+        return "no", "TensorRT 10.2.0 does not start: its package misses a library", "pip install 'tensorrt>=10.3'"
+    oldest = OLDEST_TENSORRT[target]
     if version < oldest:
         wanted = ".".join(map(str, oldest))
-        other = "; use --target tensorrt-8" if version >= _OLDEST_TENSORRT["tensorrt-8"] else ""
+        other = "; use --target tensorrt-8" if version >= OLDEST_TENSORRT["tensorrt-8"] else ""
         return "no", f"TensorRT {text} is older than {wanted}{other}", None
     capability = machine.gpus[0].compute_capability
     if version >= _TENSORRT_WITHOUT_VOLTA and capability and version_tuple(capability) < _TURING:

@@ -3,7 +3,7 @@
 ::
 
     record = read_record(path)
-    check_fits(record, this_machine(record.runtime))
+    check_fits(record, this_host(record.runtime))
     plan = check_integrity(path, record)  # only then is anything deserialised
 
 The plan stays a plain plan, which trtexec loads. Engines are native code: whoever can write both files can run what he
@@ -17,9 +17,10 @@ import hashlib
 import importlib
 import json
 import os
-import platform as host
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from platform import machine, system
 from typing import Any, Literal, get_args
 
 from .errors import BackendUnavailable, EngineMismatch, InputError, SpecError
@@ -33,8 +34,8 @@ ANY_GPU = "any"
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU, as its driver names it.
+class HostGpu:
+    """An NVIDIA GPU as its driver names it, to be compared with the one that an engine was built on.
 
     `multiprocessors` tells apart boards of one name: every Jetson Orin is an "Orin". `cuda` is the version that the
     driver supports.
@@ -50,13 +51,16 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What an engine must fit: the runtime's version, the operating system and processor, the GPU if there is one."""
+class EngineHost:
+    """What an engine must fit: the runtime's version, the operating system and processor, the GPU if there is one.
+
+    `sdk.machine` has all that can be said of a machine, for people.
+    """
 
     runtime: Runtime
     runtime_version: str
     platform: str
-    gpu: Gpu | None
+    gpu: HostGpu | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class EngineRecord:
         """
         try:
             values = json.loads(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise SpecError(f"is not valid JSON ({err})") from err
         if not isinstance(values, dict) or values.pop("record_version", None) != RECORD_VERSION:
             raise SpecError(f"is no record of version {RECORD_VERSION}, the one that this CenterEdge reads")
@@ -174,17 +178,25 @@ def write_engine(plan: bytes | memoryview, record: EngineRecord, engine_path: Pa
     Raises:
         OSError: the folder or the disk does not take them.
     """
-    sidecar = sidecar_path(engine_path)
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in (engine_path, sidecar)}
+    part = engine_path.with_name(f".{engine_path.name}.{os.getpid()}.part")
     try:
-        parts[engine_path].write_bytes(plan)
-        parts[sidecar].write_text(record.to_json(), encoding="utf-8")
-        # Between these two the new plan stands beside the old record, whose hash does not match it.
-        os.replace(parts[engine_path], engine_path)
-        os.replace(parts[sidecar], sidecar)
+        part.write_bytes(plan)
+        sidecar_path(part).write_text(record.to_json(), encoding="utf-8")
+        move_engine(part, engine_path)
     finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        for path in (part, sidecar_path(part)):
+            path.unlink(missing_ok=True)
+
+
+def move_engine(engine_path: Path, new_path: Path) -> None:
+    """Give an engine and its record another name on the same disk, in place of what has it.
+
+    Raises:
+        OSError: the folder does not take them.
+    """
+    # Between these two the new plan stands beside the old record, whose hash does not match it.
+    os.replace(engine_path, new_path)
+    os.replace(sidecar_path(engine_path), sidecar_path(new_path))
 
 
 def read_record(engine_path: Path) -> EngineRecord:
@@ -205,7 +217,7 @@ def read_record(engine_path: Path) -> EngineRecord:
             f"both files together, or build the engine with `centeredge export MODEL.onnx {engine_path}`"
         ) from err
     except (OSError, UnicodeDecodeError) as err:
-        raise InputError(f"cannot read {sidecar}: {err}") from err
+        raise InputError(f"cannot read {sidecar}: {getattr(err, 'strerror', err)}") from err
     try:
         return EngineRecord.from_json(text)
     except SpecError as err:
@@ -237,29 +249,29 @@ def check_integrity(engine_path: Path, record: EngineRecord) -> bytes:
     return plan
 
 
-def check_fits(record: EngineRecord, machine: Machine) -> None:
+def check_fits(record: EngineRecord, host: EngineHost) -> None:
     """Raises EngineMismatch, with the reason and the command that rebuilds, where an engine cannot run here.
 
     The rules are TensorRT's ("Engine Compatibility") and TensorRT-RTX's ("CPU-Only AOT").
     """
-    reason = _misfit(record, machine)
+    reason = _misfit(record, host)
     if reason:
         raise EngineMismatch(f"the engine does not fit this machine: {reason}; build it here: `{record.rebuild}`")
 
 
-def _misfit(record: EngineRecord, machine: Machine) -> str:
+def _misfit(record: EngineRecord, host: EngineHost) -> str:
     """Why the engine cannot run on the machine; empty if it can."""
     name = RUNTIME_NAMES[record.runtime]
-    if record.runtime != machine.runtime:
-        return f"it needs {name}, this is {RUNTIME_NAMES[machine.runtime]}"
-    if not _fits_version(record, machine.runtime_version):
-        return f"it was built by {name} {record.runtime_version}, this is {machine.runtime_version}"
-    if not _fits_platform(record, machine.platform):
-        return f"it was built for {record.platform}, this is {machine.platform}"
-    if machine.gpu is None:
+    if record.runtime != host.runtime:
+        return f"it needs {name}, this is {RUNTIME_NAMES[host.runtime]}"
+    if not _fits_version(record, host.runtime_version):
+        return f"it was built by {name} {record.runtime_version}, this is {host.runtime_version}"
+    if not _fits_platform(record, host.platform):
+        return f"it was built for {record.platform}, this is {host.platform}"
+    if host.gpu is None:
         return "it needs an NVIDIA GPU, and this machine has none whose driver answers"
-    if not _fits_gpu(record, machine.gpu):
-        return f"it was built for {_built_for(record)}, this is {machine.gpu}"
+    if not _fits_gpu(record, host.gpu):
+        return f"it was built for {_built_for(record)}, this is {host.gpu}"
     return ""
 
 
@@ -276,7 +288,7 @@ def _fits_platform(record: EngineRecord, platform: str) -> bool:
     return record.runtime == "tensorrt_rtx" or platform == record.platform
 
 
-def _fits_gpu(record: EngineRecord, gpu: Gpu) -> bool:
+def _fits_gpu(record: EngineRecord, gpu: HostGpu) -> bool:
     if record.gpu == ANY_GPU or record.hardware_compatibility == "ampere_plus":
         return version_tuple(gpu.compute_capability) >= (8, 0)
     if record.hardware_compatibility == "same_compute_capability" or record.runtime == "tensorrt_rtx":
@@ -290,17 +302,17 @@ def _built_for(record: EngineRecord) -> str:
         return "GPUs of compute capability 8.0 and later"
     if record.hardware_compatibility == "same_compute_capability" or record.runtime == "tensorrt_rtx":
         return f"GPUs of compute capability {record.compute_capability}"
-    return str(Gpu(record.gpu, record.compute_capability, record.multiprocessors, record.cuda))
+    return str(HostGpu(record.gpu, record.compute_capability, record.multiprocessors, record.cuda))
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
-    """(10, 3, 0) for "10.3.0", to be compared; a part that is no number ends it."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+def version_tuple(version: str | None) -> tuple[int, ...]:
+    """The leading numbers of a version, for comparing.
+
+    >>> version_tuple("10.3.0.post1") > version_tuple("8.6.2")
+    True
+    """
+    match = re.match(r"\d+(?:\.\d+)*", version or "")
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def load_runtime(runtime: Runtime) -> Any:
@@ -323,18 +335,18 @@ def load_runtime(runtime: Runtime) -> Any:
         raise BackendUnavailable(f"{missing}; {remedy}") from err
 
 
-def this_machine(runtime: Runtime) -> Machine:
+def this_host(runtime: Runtime) -> EngineHost:
     """The machine as this runtime sees it.
 
     Raises:
         BackendUnavailable: the runtime is not installed.
     """
-    return Machine(runtime, str(load_runtime(runtime).__version__), this_platform(), find_gpu())
+    return EngineHost(runtime, str(load_runtime(runtime).__version__), this_platform(), find_gpu())
 
 
 def this_platform() -> str:
     """Operating system and processor, such as linux-aarch64."""
-    return f"{host.system()}-{host.machine()}".lower()
+    return f"{system()}-{machine()}".lower()
 
 
 def is_jetson() -> bool:
@@ -349,7 +361,7 @@ def cache_folder() -> Path:
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "centeredge" / "engines"
 
 
-def find_gpu() -> Gpu | None:
+def find_gpu() -> HostGpu | None:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES counts), asked of its driver; None if there is none."""
     driver = _load_driver()
     device = ctypes.c_int()
@@ -366,7 +378,7 @@ def find_gpu() -> Gpu | None:
         return value.value
 
     # CUdevice_attribute: 75 and 76 are the compute capability, 16 the number of multiprocessors.
-    return Gpu(
+    return HostGpu(
         name=name.value.decode(errors="replace"),
         compute_capability=f"{attribute(75)}.{attribute(76)}",
         multiprocessors=attribute(16),

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .engine_files import version_tuple
 from .errors import SdkError
 
 _TIMEOUT_S = 60.0  # the first import of a large package from a slow SD card takes tens of seconds
@@ -245,16 +246,6 @@ def inspect_machine(*, root: Path = Path("/"), run: RunCommand = run_command) ->
         **versions,
         **found,
     )
-
-
-def version_tuple(version: str | None) -> tuple[int, ...]:
-    """The leading numbers of a version, for comparing.
-
-    >>> version_tuple("10.3.0.post1") > version_tuple("8.6.2")
-    True
-    """
-    match = re.match(r"\d+(?:\.\d+)*", version or "")
-    return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
 def _why(returncode: int, text: str) -> str:

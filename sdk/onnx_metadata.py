@@ -85,6 +85,28 @@ def external_files(path: Path) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_locations(file, _Span(0, _size(file)), "model", path, 0)))
 
 
+def external_paths(path: Path) -> tuple[Path, ...]:
+    """The same files where they lie, all of them within the folder of the ONNX file.
+
+    Parsers open whatever is named there: a file from elsewhere must not choose what that is.
+
+    Raises:
+        InputError: as `external_files`, or a file is outside the folder, or is not there.
+    """
+    folder, files = path.resolve().parent, []
+    for location in external_files(path):
+        file = (folder / location).resolve()
+        if Path(location).is_absolute() or ".." in Path(location).parts or not file.is_relative_to(folder):
+            raise InputError(
+                f"{path} keeps weights in {location!r}, outside its folder, which is refused; put the file beside it "
+                "and export it again"
+            )
+        if not file.is_file():
+            raise InputError(f"{path} keeps weights in {location!r}, which is not there; it belongs beside the .onnx")
+        files.append(file)
+    return tuple(files)
+
+
 class _Span(NamedTuple):
     """Bytes of the file from `start` up to `end`."""
 

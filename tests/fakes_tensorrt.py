@@ -21,14 +21,14 @@ import numpy.typing as npt
 import pytest
 
 from sdk import engine_files
-from sdk.engine_files import EngineRecord, Gpu, this_platform, write_engine
+from sdk.engine_files import EngineRecord, HostGpu, this_platform, write_engine
 from sdk.spec import ModelSpec
 
 Array = npt.NDArray[Any]
 Operation = Callable[[], Any]
 
 CUDA_PYTHON, OLD_CUDA_PYTHON, PYCUDA = "cuda.bindings.runtime", "cuda.cudart", "pycuda.driver"
-FAKE_GPU = Gpu("Orin", "8.7", 8, "12.6")
+FAKE_GPU = HostGpu("Orin", "8.7", 8, "12.6")
 FAKE_VERSION = "10.3.0"
 PLAN = b"a plan"
 
@@ -409,7 +409,7 @@ def install_cuda(monkeypatch: pytest.MonkeyPatch, device: FakeDevice | None, bin
 
 
 def install_tensorrt(
-    monkeypatch: pytest.MonkeyPatch, device: FakeDevice, network: FakeNetwork, *, gpu: Gpu | None = FAKE_GPU
+    monkeypatch: pytest.MonkeyPatch, device: FakeDevice, network: FakeNetwork, *, gpu: HostGpu | None = FAKE_GPU
 ) -> FakeTensorRt:
     """A machine with TensorRT, whose driver shows this GPU."""
     trt = FakeTensorRt(device, network)

@@ -21,7 +21,7 @@ from ..engine_files import (
     check_integrity,
     load_runtime,
     read_record,
-    this_machine,
+    this_host,
 )
 from ..errors import BackendError, BackendUnavailable, HeadShapeError, SpecError
 from . import Arrays, output_shapes
@@ -279,12 +279,12 @@ def tensorrt_log(trt: Any) -> TensorRtLog:
 
 def _open_runtime(record: EngineRecord, path: Path) -> tuple[Any, Cuda]:
     """TensorRT and CUDA, once it is known that the engine fits this machine."""
-    machine = this_machine(record.runtime)
-    if machine.gpu is None:
+    host = this_host(record.runtime)
+    if host.gpu is None:
         raise BackendUnavailable(
             f"{path} needs an NVIDIA GPU, and this machine has none whose driver answers; run the .onnx file here"
         )
-    check_fits(record, machine)
+    check_fits(record, host)
     return load_runtime(record.runtime), open_cuda()
 
 

@@ -235,15 +235,19 @@ def test_nan_is_refused_with_the_tensor_and_the_photograph(
         collect_statistics(damaged, float_model.spec, images, total=len(images))
 
 
-def test_a_constant_activation_is_refused_with_what_to_do(float_model: FloatModel, images: Images) -> None:
+def test_a_constant_activation_is_refused_with_what_to_do(
+    float_model: FloatModel, images: Images, tmp_path: Path
+) -> None:
     dead = with_weight(float_model, "stages.2.0.conv1.weight", 0.0, everywhere=True)
     bias = "stages.2.0.conv1.bias"
     dead_bias = next(tensor for tensor in dead.graph.initializer if tensor.name == bias)
     dead_bias.CopyFrom(numpy_helper.from_array(-np.ones(dead_bias.dims, np.float32), bias))
+    part = PartFile(tmp_path / "part", "of this run")
     with pytest.raises(
         CalibrationError, match=r"activation 'stages\.2\.0\.relu\.Relu' is 0 everywhere .* look at them"
     ):
-        collect_statistics(dead, float_model.spec, images, total=len(images))
+        collect_statistics(dead, float_model.spec, images, total=len(images), part=part, pause_s=0.0)
+    assert list(tmp_path.iterdir()) == []  # going on would end here again
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from calibration.deform_conv import lower_deform_convs
+from calibration.deform_conv import DeformConvForm, lower_deform_convs
 from calibration.errors import CalibrationError
 from calibration.quantisation import shapes_of
-from export.targets import DeformConvForm
 from export.tracing import trace
 from sdk.scenes import random_scene
 from tests.export.models import lively_model

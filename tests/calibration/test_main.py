@@ -12,14 +12,18 @@ import onnx
 import pytest
 
 from apps.cli import main
+from calibration.config import CalibrationConfig
 from calibration.onnx_files import write_onnx
+from calibration.pipeline import calibrate
+from export.conversion import Form
 from export.onnx_export import export_onnx
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.detector import Detector
+from sdk.errors import ConfigError
 from sdk.sources.images import read_image
 from tests.export.models import lively_model
 
-from .conftest import NUM_SCENES, Calibrated, FloatModel, Scenes
+from .conftest import NUM_SCENES, Calibrated, FloatModel, Scenes, write_scenes
 
 
 def run(*arguments: object) -> int:
@@ -112,6 +116,12 @@ def test_options_that_contradict_or_are_not_there_yet(
         ([], "--images is missing"),
         ([*images, "--num", 1], "--num 1 is too few"),
         ([*images, "--max-ap-drop", "0.01"], "--max-ap-drop needs annotated photographs"),
+        ([*images, "--annotations", scenes.annotations, "--max-ap-drop", 2], "--max-ap-drop 2.0 is no loss of AP"),
+        ([*images, "--write-cache", tmp_path / "cache", "--tensorrt-version", "11.0.0"], "has no calibration caches"),
+        (["--ranges", calibrated.ranges, *images, "--bias-correction"], "--bias-correction measures on photographs"),
+        (["--precision", "fp16", "--equalise"], "--equalise is for --precision int8"),
+        (["--precision", "fp16", "--int8-float", "fp16", "--target", "tensorrt"], "--int8-float is for"),
+        ([*images, "--json", out], "--json and OUT are both"),
         ([*images, "--precision", "fp16", "--method", "mse"], "--method is for --precision int8"),
         ([*images, "--int8-float", "fp16"], "has no FP16 beside INT8"),
         ([*images, "--eval-images", scenes.folder], "--eval-images and --eval-annotations go together"),
@@ -130,7 +140,37 @@ def test_options_that_contradict_or_are_not_there_yet(
     for option in ("--json", "--ranges"):
         error = failure(capsys, out, float_model.path, out, *images, option, tmp_path / "nowhere" / "file.json")
         assert "file.json: No such file or directory" in error
-    assert "would replace the float model" in failure(capsys, out, float_model.path, float_model.path, *images)
+    assert "OUT and MODEL are both" in failure(capsys, out, float_model.path, float_model.path, *images)
+    with pytest.raises(ConfigError, match="would replace the float model"):
+        calibrate(float_model.path, float_model.path, CalibrationConfig(images=scenes.folder))
+
+
+def test_unreadable_photographs_are_left_out_and_listed(
+    float_model: FloatModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = write_scenes(tmp_path, seed=3, count=24)
+    broken, out = many.folder / "1.jpg", tmp_path / "out.onnx"
+    broken.write_bytes(broken.read_bytes()[:300])
+    arguments = ["--images", many.folder, "--method", "auto", "--bias-correction"]
+    assert run(float_model.path, out, *arguments) == 0
+    text = capsys.readouterr().out
+    assert "by auto from 23 photographs" in text and f"Left out: the image {broken} is cut short" in text
+
+
+def test_a_budget_that_holds_still_says_what_each_part_costs(
+    calibrated: Calibrated, float_model: FloatModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_scenes(tmp_path, seed=4)
+    arguments = ["--ranges", calibrated.ranges, "--eval-images", other.folder, "--eval-annotations", other.annotations]
+    for target in ("onnxruntime", "tensorrt"):
+        report = tmp_path / f"{target}.json"
+        wanted = ["--max-ap-drop", "0.9", "--sensitivity", "--target", target, "--json", report]
+        assert run(float_model.path, tmp_path / f"{target}.onnx", *arguments, *wanted) == 0
+        data = json.loads(report.read_text())
+        assert data["budget"]["holds"] and data["sensitivity"]["groups"]
+        # Both are of the file, as inexact as in its own runtime.
+        assert data["budget"]["accuracy"]["final"]["bbox"] == data["accuracy"]["int8"]["bbox"]["AP"]
+        assert "left in float" in capsys.readouterr().out
 
 
 def test_models_that_cannot_be_calibrated(
@@ -146,6 +186,8 @@ def test_models_that_cannot_be_calibrated(
     for content in (b"", b"no model", float_model.path.read_bytes()[:5000]):
         bad.write_bytes(content)
         assert "is not an ONNX file" in error(bad)
+    export_onnx(*lively_model(), bad, Form(any_size=True))
+    assert "takes frames of any size" in error(bad)
     without_spec = onnx.load(float_model.path)
     del without_spec.metadata_props[:]
     onnx.save(without_spec, bad)

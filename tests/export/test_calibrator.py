@@ -18,7 +18,7 @@ from calibration.tensorrt_cache import read_cache, write_cache
 from export.calibrator import entropy_calibrator, photograph_frames
 from export.engine import EngineOptions, build_engine
 from sdk.backends.cuda import Cuda, open_cuda
-from sdk.engine_files import Gpu, read_record
+from sdk.engine_files import HostGpu, read_record
 from sdk.errors import BackendError, BackendUnavailable, ConfigError, InputError, SourceError
 from sdk.preprocessing import prepare
 from sdk.scenes import random_scene
@@ -225,7 +225,7 @@ def test_one_bad_photograph_of_many_is_named_and_left_out(photographs_folder: Pa
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: FakeDevice) -> Install:
     """Puts a version of TensorRT in place, on an Orin."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("sdk.engine_files.find_gpu", lambda: Gpu("Orin", "8.7", 8, "12.6"))
+    monkeypatch.setattr("sdk.engine_files.find_gpu", lambda: HostGpu("Orin", "8.7", 8, "12.6"))
 
     def put(runtime: FakeTensorRt) -> FakeTensorRt:
         runtime.device = device

@@ -17,15 +17,15 @@ from onnx import helper
 
 from export.engine import EngineOptions, build_engine
 from export.errors import ExportError
-from sdk.engine_files import Gpu, check_integrity, read_record
+from sdk.engine_files import HostGpu, check_integrity, read_record
 from sdk.errors import BackendUnavailable, ConfigError, InputError, SpecError
 from sdk.spec import ModelSpec, Precision
 from tests.conftest import ROOT
 from tests.export.fake_tensorrt import FakeTensorRt, FakeTensorRt8, FakeTensorRt10, FakeTensorRt11, small_onnx
 from tests.helpers import tiny_spec
 
-ORIN = Gpu("Orin", "8.7", 8, "12.6")
-RTX_2080 = Gpu("NVIDIA GeForce RTX 2080", "7.5", 46, "13.0")
+ORIN = HostGpu("Orin", "8.7", 8, "12.6")
+RTX_2080 = HostGpu("NVIDIA GeForce RTX 2080", "7.5", 46, "13.0")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostGpu | None], None]:
     """Says which GPU the driver reports."""
     return lambda gpu: monkeypatch.setattr("sdk.engine_files.find_gpu", lambda: gpu)
 
@@ -51,7 +51,7 @@ def rtx() -> Any:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_engine_and_its_sidecar_are_built_without_a_gpu(
-    rtx: Any, tmp_path: Path, gpu: Callable[[Gpu | None], None], precision: Precision
+    rtx: Any, tmp_path: Path, gpu: Callable[[HostGpu | None], None], precision: Precision
 ) -> None:
     gpu(None)
     path, out, notes = small_onnx(tmp_path, precision=precision), tmp_path / "small.engine", []
@@ -68,7 +68,9 @@ def test_an_engine_and_its_sidecar_are_built_without_a_gpu(
     assert any("TensorRT-RTX" in text for text in notes) and any("/" in text for text in notes[1:]), "no progress"
 
 
-def test_a_turing_gpu_gets_an_engine_of_its_own(rtx: Any, tmp_path: Path, gpu: Callable[[Gpu | None], None]) -> None:
+def test_a_turing_gpu_gets_an_engine_of_its_own(
+    rtx: Any, tmp_path: Path, gpu: Callable[[HostGpu | None], None]
+) -> None:
     gpu(RTX_2080)
     record = build_engine(small_onnx(tmp_path), tmp_path / "small.engine")
     assert (record.gpu, record.compute_capability) == (RTX_2080.name, "7.5")
@@ -213,7 +215,7 @@ def test_neither_torch_nor_onnx_is_needed() -> None:
 
 @pytest.fixture
 def install(
-    monkeypatch: pytest.MonkeyPatch, gpu: Callable[[Gpu | None], None]
+    monkeypatch: pytest.MonkeyPatch, gpu: Callable[[HostGpu | None], None]
 ) -> Callable[[FakeTensorRt], FakeTensorRt]:
     """Puts a version of TensorRT in place, on an Orin."""
     gpu(ORIN)
@@ -410,7 +412,7 @@ def test_a_version_that_is_too_old_is_refused(
         build_engine(small_onnx(tmp_path, target=target), tmp_path / "small.engine")
 
 
-def test_standard_tensorrt_needs_a_gpu(install: Install, tmp_path: Path, gpu: Callable[[Gpu | None], None]) -> None:
+def test_standard_tensorrt_needs_a_gpu(install: Install, tmp_path: Path, gpu: Callable[[HostGpu | None], None]) -> None:
     install(FakeTensorRt11("11.4.0"))
     gpu(None)
     with pytest.raises(BackendUnavailable, match="no NVIDIA GPU answers here"):

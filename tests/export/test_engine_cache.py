@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from export.engine_cache import bundled_engine, cached_engine, engine_or_none
-from sdk.engine_files import Gpu, check_integrity, read_record, sidecar_path
+from sdk.engine_files import HostGpu, check_integrity, read_record, sidecar_path
 from sdk.errors import BackendUnavailable
 from tests.export.fake_tensorrt import FakeTensorRt10, small_onnx
+from tests.fakes_tensorrt import FakeDevice, install_cuda
 
-ORIN_NANO = Gpu("Orin", "8.7", 8, "12.6")
-AGX_ORIN = Gpu("Orin", "8.7", 16, "12.6")
+ORIN_NANO = HostGpu("Orin", "8.7", 8, "12.6")
+AGX_ORIN = HostGpu("Orin", "8.7", 16, "12.6")
 
 
 class FakeSlowTensorRt(FakeTensorRt10):
@@ -35,11 +36,16 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "centeredge" / "engines"
 
 
+@pytest.fixture(autouse=True)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_cuda(monkeypatch, FakeDevice())
+
+
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostGpu | None], None]:
     """Says which GPU the driver reports."""
 
-    def put(gpu: Gpu | None) -> None:
+    def put(gpu: HostGpu | None) -> None:
         for module in ("sdk.engine_files", "export.engine_cache"):
             monkeypatch.setattr(f"{module}.find_gpu", lambda: gpu)
 
@@ -47,7 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch, gpu: Callable[[Gpu | None], None]) -> FakeTensorRt10:
+def runtime(monkeypatch: pytest.MonkeyPatch, gpu: Callable[[HostGpu | None], None]) -> FakeTensorRt10:
     """TensorRT 10.3 on an Orin Nano."""
     gpu(ORIN_NANO)
     runtime = FakeTensorRt10("10.3.0")
@@ -70,9 +76,11 @@ def test_an_engine_is_built_once(runtime: FakeTensorRt10, onnx_path: Path, cache
     assert len(runtime.configs) == 1 and notes == []
 
 
-def test_with_the_real_builder_a_second_run_finds_the_engine(tmp_path: Path, gpu: Callable[[Gpu | None], None]) -> None:
+def test_with_the_real_builder_a_second_run_finds_the_engine(
+    tmp_path: Path, gpu: Callable[[HostGpu | None], None]
+) -> None:
     pytest.importorskip("tensorrt_rtx")
-    gpu(Gpu("NVIDIA GeForce RTX 4090", "8.9", 128, "13.0"))
+    gpu(HostGpu("NVIDIA GeForce RTX 4090", "8.9", 128, "13.0"))
     path = small_onnx(tmp_path)
     engine = cached_engine(path)
     written_ns = engine.stat().st_mtime_ns
@@ -96,7 +104,7 @@ def test_a_damaged_engine_is_built_again(runtime: FakeTensorRt10, onnx_path: Pat
 
 
 def test_another_gpu_version_or_model_gets_an_engine_of_its_own(
-    runtime: FakeTensorRt10, onnx_path: Path, gpu: Callable[[Gpu | None], None]
+    runtime: FakeTensorRt10, onnx_path: Path, gpu: Callable[[HostGpu | None], None]
 ) -> None:
     engines = {cached_engine(onnx_path)}
     gpu(AGX_ORIN)
@@ -142,7 +150,7 @@ def test_an_unwritable_cache_falls_back_with_a_notice(runtime: FakeTensorRt10, o
 
 
 def test_without_a_gpu_nothing_is_built_and_nothing_said(
-    runtime: FakeTensorRt10, onnx_path: Path, gpu: Callable[[Gpu | None], None]
+    runtime: FakeTensorRt10, onnx_path: Path, gpu: Callable[[HostGpu | None], None]
 ) -> None:
     gpu(None)
     notes: list[str] = []
@@ -151,7 +159,7 @@ def test_without_a_gpu_nothing_is_built_and_nothing_said(
 
 
 def test_a_gpu_without_tensorrt_is_told_what_is_missing(
-    onnx_path: Path, gpu: Callable[[Gpu | None], None], monkeypatch: pytest.MonkeyPatch
+    onnx_path: Path, gpu: Callable[[HostGpu | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu(ORIN_NANO)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -160,6 +168,15 @@ def test_a_gpu_without_tensorrt_is_told_what_is_missing(
     notes: list[str] = []
     assert engine_or_none(onnx_path, note=notes.append) is None
     assert "system-site-packages" in notes[-1]
+
+
+def test_what_could_not_be_run_is_not_built(
+    runtime: FakeTensorRt10, onnx_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_cuda(monkeypatch, None)
+    notes: list[str] = []
+    assert engine_or_none(onnx_path, note=notes.append) is None
+    assert "pip install 'cuda-python" in notes[-1] and runtime.configs == []
 
 
 def test_a_missing_bundled_file_falls_back_with_a_notice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_a_checkpoint_becomes_a_file_with_a_report_that_proves_it(
     assert OnnxRuntimeBackend(out).spec.input.wh == (96, 64)
     assert "onnxruntime, FP32" in captured.out
     assert "against PyTorch, drawn scenes (3), 96x64" in captured.out
-    assert "64x64" in captured.out  # and at a size that nobody asked for
+    assert "64x32" in captured.out  # and at a size that nobody asked for
     assert all(head in captured.out for head in ("heatmap", "keypoint_offset", "box corner"))
     assert captured.out.count("All within the limits.") == 2
     assert captured.err == ""
@@ -123,8 +124,9 @@ def test_an_engine_from_a_checkpoint_or_from_its_file(
     assert main(["export", str(source), str(out), *form]) == 0
     record = read_record(out)
     assert (record.runtime, record.precision, record.spec.output) == ("tensorrt_rtx", "fp16", "peaks")
-    assert str(source) in record.rebuild or not through_onnx
-    assert "tensorrt_rtx" in capsys.readouterr().out
+    assert shlex.split(record.rebuild)[:4] == ["centeredge", "export", str(source), str(out)]
+    assert shlex.split(record.rebuild)[4:] == form
+    assert "TensorRT-RTX" in capsys.readouterr().out
     with pytest.raises(BackendError, match=r"GPU|BackendUnavailable"):  # it is native code for one, and there is none
         open_backend(out)
 
@@ -139,7 +141,9 @@ def test_an_engine_from_a_checkpoint_or_from_its_file(
         (["--architecture", "res_18"], "holds a 'edge_n', not a 'res_18'"),
         (["--task", "3d"], "does detection, pose, not 3d"),
         (["--any-size", "--target", "tensorrt"], "--any-size is for --target onnxruntime"),
-        (["--workspace", "512"], "--workspace is for .engine files"),
+        (["--workspace", "512"], "for .engine files alone: --workspace"),
+        (["--dla-core", "0", "--optimization-level", "0"], "for .engine files alone: --optimization-level, --dla-core"),
+        (["--size", "99999968x64"], "99999968x64 is too large"),
         (["--images", "nowhere"], "there is no folder nowhere"),
     ],
 )
@@ -203,7 +207,8 @@ def test_files_that_are_no_sources(exported: Exported, tmp_path: Path, capsys: p
     assert main(["export", str(exported.path), str(final), "--target", "tensorrt"]) == 0
     for arguments, message in [
         ([str(final), out], "other forms are made from the checkpoint"),
-        ([str(final), str(tmp_path / "a.engine"), "--precision", "fp16"], "has its final form, so --precision cannot"),
+        ([str(final), str(tmp_path / "a.engine"), "--precision", "fp16"], "has its final form, which --precision"),
+        ([str(final), str(tmp_path / "a.engine"), "--any-size", "--images", "x"], "which --any-size, --images cannot"),
         ([str(exported.path), out, "--task", "pose"], "--architecture and --task are for checkpoints"),
         ([str(exported.path), str(exported.path)], "would replace its source"),
     ]:

@@ -28,7 +28,6 @@ from export.verification import (
     Report,
     check_batch,
     compare,
-    compare_heads,
     drawn_frames,
     photograph_frames,
     verify,
@@ -145,7 +144,7 @@ def prove(change: Change = lambda outputs: None, spec: ModelSpec = POSE, **optio
 def test_a_network_equals_itself(spec: ModelSpec) -> None:
     comparison = prove(spec=spec)
     assert [head.name for head in comparison.heads if head.max == 0.0] == [head.name for head in spec.heads]
-    assert comparison.num_boxes > 20 and not comparison.lone and not comparison.failures()
+    assert comparison.num_boxes > 10 and not comparison.lone and not comparison.failures()
     assert all(row.max == 0.0 and row.count >= comparison.num_boxes for row in comparison.boxes)
 
 
@@ -158,7 +157,7 @@ def test_an_exported_file_equals_the_pytorch_model(exported: Exported) -> None:
     backend = TorchBackend(exported.model, exported.spec)
     comparison = verify(backend, OnnxRuntimeBackend(exported.path), drawn_frames(exported.spec))
     assert max(head.max for head in comparison.heads) < 1e-5
-    assert max(row.max for row in comparison.boxes) < 1e-2 and comparison.num_boxes > 20
+    assert max(row.max for row in comparison.boxes) < 1e-2 and comparison.num_boxes > 10
     assert comparison.title == "ONNX Runtime (dense, FP32) against PyTorch, drawn scenes (3), 64x64"
 
 
@@ -170,7 +169,7 @@ def test_a_file_that_ends_in_peaks_equals_the_pytorch_model(exported: Exported, 
     frames = drawn_frames(exported.spec)
     comparison = verify(TorchBackend(exported.model, exported.spec), candidate, frames)
     assert [head.name for head in comparison.heads] == [head.name for head in exported.spec.heads]
-    assert comparison.num_boxes > 20
+    assert comparison.num_boxes > 10
     # Against the same operators in the same runtime there is no difference at all, and no tie.
     same = verify(dense, candidate, frames, names=("dense", "peaks"))
     assert all(row.max == 0.0 for row in same.boxes) and not same.lone
@@ -577,6 +576,6 @@ def test_the_shipped_model_is_the_checkpoint_on_photographs(photographs: Path) -
     comparison = verify(TorchBackend(model, spec), shipped, frames, scenes="photographs")
     assert max(head.max for head in comparison.heads) < 1e-5 and comparison.num_boxes >= 10
     int8 = OnnxRuntimeBackend(model_path("person-pose.int8"))
-    assert [head.name for head in compare_heads(shipped, int8, frames[:1])] == [head.name for head in spec.heads]
+    assert [head.name for head in compare(shipped, int8, frames[:1]).heads] == [head.name for head in spec.heads]
     with pytest.raises(ExportError, match="differs: heatmap by"):
         verify(shipped, int8, frames, limits=LIMITS["fp32"])

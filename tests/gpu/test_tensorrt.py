@@ -13,7 +13,7 @@ from apps.cli import main
 from sdk.backends.cuda import Cuda
 from sdk.backends.tensorrt import TensorRtBackend
 from sdk.detector import MODELS_FOLDER, Detector
-from sdk.engine_files import Runtime, this_machine, version_tuple
+from sdk.engine_files import Runtime, this_host, version_tuple
 from sdk.results import Detections
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -35,7 +35,7 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 def build(runtime: Runtime, precision: str, folder: Path) -> Path:
     """The shipped model, exported and built as a user does it."""
     target = "tensorrt-rtx" if runtime == "tensorrt_rtx" else "tensorrt"
-    if runtime == "tensorrt" and version_tuple(this_machine(runtime).runtime_version) < (10, 1):
+    if runtime == "tensorrt" and version_tuple(this_host(runtime).runtime_version) < (10, 1):
         target = "tensorrt-8"
     onnx, engine = folder / f"{precision}.onnx", folder / f"{precision}.engine"
     source = str(MODELS_FOLDER / "person-pose.onnx")

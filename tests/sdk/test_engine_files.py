@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sdk.engine_files import (
     ANY_GPU,
+    EngineHost,
     EngineRecord,
-    Gpu,
-    Machine,
+    HostGpu,
     cache_folder,
     check_fits,
     check_integrity,
@@ -33,13 +33,13 @@ from sdk.errors import BackendUnavailable, EngineMismatch, InputError, SpecError
 from tests.helpers import pose_spec
 
 PLAN = b"a plan"
-ORIN_NANO = Gpu("Orin", "8.7", 8, "12.6")
-AGX_ORIN = Gpu("Orin", "8.7", 16, "12.6")
-RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", 128, "13.0")
-RTX_2080 = Gpu("NVIDIA GeForce RTX 2080", "7.5", 46, "13.0")
-JETSON = Machine("tensorrt", "10.3.0", "linux-aarch64", ORIN_NANO)
-DESKTOP = Machine("tensorrt", "10.3.0", "linux-x86_64", RTX_4090)
-RTX_DESKTOP = Machine("tensorrt_rtx", "1.7.1", "linux-x86_64", RTX_4090)
+ORIN_NANO = HostGpu("Orin", "8.7", 8, "12.6")
+AGX_ORIN = HostGpu("Orin", "8.7", 16, "12.6")
+RTX_4090 = HostGpu("NVIDIA GeForce RTX 4090", "8.9", 128, "13.0")
+RTX_2080 = HostGpu("NVIDIA GeForce RTX 2080", "7.5", 46, "13.0")
+JETSON = EngineHost("tensorrt", "10.3.0", "linux-aarch64", ORIN_NANO)
+DESKTOP = EngineHost("tensorrt", "10.3.0", "linux-x86_64", RTX_4090)
+RTX_DESKTOP = EngineHost("tensorrt_rtx", "1.7.1", "linux-x86_64", RTX_4090)
 
 
 def record(**changes: Any) -> EngineRecord:
@@ -191,7 +191,7 @@ FITTING = [
     (record(version_compatible=True), replace(JETSON, runtime_version="10.16.0")),
     (record(version_compatible=True), replace(JETSON, runtime_version="11.4.1")),
     (record(version_compatible=True, runtime_version="8.6.2"), JETSON),
-    (desktop_record(hardware_compatibility="ampere_plus"), replace(DESKTOP, gpu=Gpu("A100", "8.0", 108, "13.0"))),
+    (desktop_record(hardware_compatibility="ampere_plus"), replace(DESKTOP, gpu=HostGpu("A100", "8.0", 108, "13.0"))),
     (
         desktop_record(hardware_compatibility="same_compute_capability"),
         replace(DESKTOP, gpu=replace(RTX_4090, name="NVIDIA GeForce RTX 4060", multiprocessors=24)),
@@ -215,7 +215,7 @@ NOT_FITTING = [
     (desktop_record(hardware_compatibility="ampere_plus"), replace(DESKTOP, gpu=RTX_2080), "8.0 and later"),
     (
         desktop_record(hardware_compatibility="same_compute_capability"),
-        replace(DESKTOP, gpu=Gpu("A100", "8.0", 108, "13.0")),
+        replace(DESKTOP, gpu=HostGpu("A100", "8.0", 108, "13.0")),
         "compute capability 8.9",
     ),
     (rtx_record(), replace(RTX_DESKTOP, runtime_version="1.8.0"), "built by TensorRT-RTX 1.7.1"),
@@ -225,13 +225,13 @@ NOT_FITTING = [
 
 
 @pytest.mark.parametrize(("built", "machine"), FITTING)
-def test_an_engine_fits(built: EngineRecord, machine: Machine) -> None:
+def test_an_engine_fits(built: EngineRecord, machine: EngineHost) -> None:
     check_fits(built, machine)
 
 
 @pytest.mark.parametrize(("built", "machine", "reason"), NOT_FITTING)
 def test_an_engine_that_does_not_fit_says_why_and_how_to_rebuild(
-    built: EngineRecord, machine: Machine, reason: str
+    built: EngineRecord, machine: EngineHost, reason: str
 ) -> None:
     with pytest.raises(EngineMismatch, match=reason) as caught:
         check_fits(built, machine)
@@ -280,9 +280,19 @@ def test_the_driver_is_asked_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"), [("10.3.0", (10, 3, 0)), ("11.4.0.106", (11, 4, 0, 106)), ("8.6.2-1+cuda", (8, 6)), ("", ())]
+    ("text", "numbers"),
+    [
+        ("10.3.0", (10, 3, 0)),
+        ("11.4.0.106", (11, 4, 0, 106)),
+        ("8.6.2-1+cuda", (8, 6, 2)),
+        ("1.31.1+cu13", (1, 31, 1)),
+        ("10.3.0.post1", (10, 3, 0)),
+        ("unknown", ()),
+        ("", ()),
+        (None, ()),
+    ],
 )
-def test_versions_are_compared_by_their_numbers(text: str, numbers: tuple[int, ...]) -> None:
+def test_versions_are_compared_by_their_numbers(text: str | None, numbers: tuple[int, ...]) -> None:
     assert version_tuple(text) == numbers
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdk.machine import CommandFailed, Gpu, Machine, Memory, Package, inspect_machine, run_command, version_tuple
+from sdk.machine import CommandFailed, Gpu, Machine, Memory, Package, inspect_machine, run_command
 from tests.machines import (
     JETPACK_6_ORIN,
     LAPTOP,
@@ -209,9 +209,3 @@ def test_a_file_of_the_working_folder_is_no_package(tmp_path: Path, monkeypatch:
     (tmp_path / "tensorrt.py").write_text("__version__ = '99.0'\n")
     monkeypatch.chdir(tmp_path)
     assert inspect_machine().tensorrt.version != "99.0"
-
-
-def test_versions_are_compared_by_number() -> None:
-    assert version_tuple("10.3.0") > version_tuple("8.6.2")
-    assert version_tuple("1.31.1+cu13")[:2] == (1, 31)
-    assert version_tuple("unknown") == version_tuple(None) == ()

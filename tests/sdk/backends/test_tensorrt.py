@@ -15,7 +15,7 @@ from sdk import engine_files
 from sdk.backends import output_shapes
 from sdk.backends.tensorrt import TensorRtBackend
 from sdk.detector import Detector
-from sdk.engine_files import Gpu, find_gpu, sidecar_path, this_machine
+from sdk.engine_files import HostGpu, find_gpu, sidecar_path, this_host
 from sdk.errors import BackendError, BackendUnavailable, EngineMismatch, HeadShapeError, InputError, SdkError, SpecError
 from sdk.peaks import INDEX_OUTPUTS, NO_PEAK
 from sdk.spec import ModelSpec
@@ -405,7 +405,7 @@ def write_real_engine(path: Path) -> None:
         SPEC,
         plan=plan,
         runtime="tensorrt_rtx",
-        runtime_version=this_machine("tensorrt_rtx").runtime_version,
+        runtime_version=this_host("tensorrt_rtx").runtime_version,
         gpu=engine_files.ANY_GPU,
         compute_capability="",
         multiprocessors=0,
@@ -425,7 +425,7 @@ def test_a_real_runtime_that_cannot_load_an_engine_says_why(
     tmp_path: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_real_engine(tmp_path / "model.engine")
-    monkeypatch.setattr(engine_files, "find_gpu", lambda: Gpu("NVIDIA RTX A2000", "8.6", 26, "13.0"))
+    monkeypatch.setattr(engine_files, "find_gpu", lambda: HostGpu("NVIDIA RTX A2000", "8.6", 26, "13.0"))
     with pytest.raises(BackendError, match=r"TensorRT-RTX .* cannot load it; build it again: .*\(TensorRT: .*[Cc]uda"):
         Detector(tmp_path / "model.engine")
     assert not device.held
