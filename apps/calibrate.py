@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sensitivity", action="store_true", help="measure what each part of the network in float would change"
     )
     parser.add_argument(
+        "--keep-float", type=_names, default=(), metavar="LAYER,...", help="layers that stay in float, by their names"
+    )
+    parser.add_argument(
         "--weight-search",
         action=argparse.BooleanOptionalAction,
         default=WeightOptions().search,
@@ -137,6 +140,7 @@ def _config(args: argparse.Namespace) -> CalibrationConfig:
         ranges=args.ranges,
         weights=WeightOptions(search=args.weight_search, bias_correction=args.bias_correction),
         equalise=args.equalise,
+        keep_float=args.keep_float,
         max_ap_drop=args.max_ap_drop,
         sensitivity=args.sensitivity,
         force=args.force,
@@ -158,6 +162,10 @@ def _deployment(args: argparse.Namespace) -> Deployment:
     if args.target == "onnxruntime":
         return Deployment(half=half, rounded=rounded_like_half)
     return Deployment(partial(finish, form=form), half=half, rounded=rounded_like_half)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _note(text: str) -> None:

@@ -17,6 +17,7 @@ from sdk.coco import read_coco, read_json
 from sdk.detector import Detector, model_path
 from sdk.errors import InputError
 from sdk.metrics import DEFAULT_OKS_SIGMA, CocoResults, default_oks_sigmas, evaluate_on_coco
+from sdk.onnx_metadata import MULTIPLE_METADATA_KEY, read_metadata
 from sdk.spec import COCO_OKS_SIGMAS
 
 _DIFFICULTIES = ("easy", "moderate", "hard")
@@ -144,7 +145,9 @@ def _open_detector(args: argparse.Namespace) -> Detector | AugmentedDetector:
 def _open_backend(args: argparse.Namespace) -> tuple[Backend, int]:
     """The model, and what the sides of its input are multiples of."""
     if not args.model.endswith(".pth"):
-        return open_backend(model_path(args.model)), INPUT_MULTIPLE
+        path = model_path(args.model)
+        metadata = read_metadata(path) if path.suffix == ".onnx" else {}
+        return open_backend(path), int(metadata.get(MULTIPLE_METADATA_KEY, INPUT_MULTIPLE))
     from train.checkpoint import load_checkpoint
     from train.evaluate import TorchBackend
 

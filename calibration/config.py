@@ -54,6 +54,7 @@ class CalibrationConfig:
     ranges: Path | None = None  # JSON file of ranges: used if it exists, written if not; or a cache of TensorRT
     weights: WeightOptions = field(default_factory=WeightOptions)  # how weights become integers
     equalise: bool = False  # even out the channels of neighbouring convolutions first (`equalisation.py`)
+    keep_float: tuple[str, ...] = ()  # names of nodes that stay in float whatever the rules say
     max_ap_drop: float | None = None  # layers go back to float until no more AP is lost; None: nothing does
     sensitivity: bool = False  # measure what each part of the network in float would change
     force: bool = False  # leave evaluation photographs that were calibrated on out, rather than refuse

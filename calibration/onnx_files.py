@@ -20,6 +20,7 @@ import onnx
 
 from sdk.backends.onnxruntime import OnnxRuntimeBackend
 from sdk.errors import ConfigError, InputError, SpecError
+from sdk.onnx_metadata import external_paths
 from sdk.spec import ONNX_METADATA_KEY, ModelSpec
 
 # What a graph was made from: every export of one checkpoint carries the same value, whatever its target or
@@ -53,20 +54,8 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, ModelSpec]:
 
 def _load_external_weights(model: onnx.ModelProto, path: Path) -> None:
     """Weights in other files are read where those lie in the folder of the .onnx; elsewhere they could be anything."""
-    folder = path.resolve().parent
-    external = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in external:
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder):
-            raise InputError(
-                f"{path} keeps weights in {location!r}, outside its folder, which is refused; put the file beside it "
-                "and export it again"
-            )
-        if not file.is_file():
-            raise InputError(f"{path} keeps weights in {location!r}, which is not there; it belongs beside the .onnx")
-    if external:
-        onnx.load_external_data_for_model(model, str(folder))
+    if external_paths(path):
+        onnx.load_external_data_for_model(model, str(path.resolve().parent))
 
 
 def write_onnx(model: onnx.ModelProto, path: Path, *, spec: ModelSpec, weights_sha256: str) -> None:

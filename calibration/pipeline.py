@@ -91,7 +91,7 @@ class _Job:
             self.model,
             ranges.tensors,
             target=config.target,
-            float_nodes=float_nodes,
+            float_nodes={*config.keep_float, *float_nodes},
             weights=config.weights,
             means=self.means,
         )
@@ -248,6 +248,7 @@ def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
         job = replace(job, means=means)
     layers = _chosen_layers(job, partial(job.quantised, ranges), evaluation, frames)
     int8 = job.quantised(ranges, layers.float_nodes)
+    float_nodes = {*config.keep_float, *layers.float_nodes}
     file, spec = job.deployment.finish(int8, replace(job.spec, precision="int8"))
     write_onnx(file, path, spec=spec, weights_sha256=ranges.weights_sha256)
     if config.write_cache is not None:
@@ -263,7 +264,7 @@ def _write_int8(job: _Job, sets: _Sets, path: Path) -> Report:
         choice=sets.chosen.sentences() if sets.chosen else (),
         notes=(*report.notes, *layers.sentences),
         options=_options(config, layers),
-        float_layers=place(job.model.graph, config.target, float_nodes=layers.float_nodes).reasons,
+        float_layers=place(job.model.graph, config.target, float_nodes=float_nodes).reasons,
         layers=layer_errors(job.model, int8, frames),
         histograms=_histograms(measured, config),
         sensitivity=layers.sensitivity,
@@ -345,7 +346,7 @@ def _chosen_layers(
     job: _Job, quantise_except: QuantiseExcept, evaluation: AnnotatedSet | None, frames: Frames
 ) -> _Layers:
     config, graph = job.config, job.model.graph
-    int8 = place(graph, config.target).int8
+    int8 = place(graph, config.target, float_nodes=config.keep_float).int8
     # What ONNX Runtime takes for a TensorRT file says nothing about TensorRT.
     latency = latency_here if config.target == "onnxruntime" else None
     groups = layer_groups(graph, int8, results_quantised=config.target == "onnxruntime")
@@ -429,7 +430,7 @@ def _options(config: CalibrationConfig, layers: _Layers) -> dict[str, Any]:
         "weight search": config.weights.search,
         "bias correction": config.weights.bias_correction,
         "cross-layer equalisation": config.equalise,
-        "left in float": sorted(layers.float_nodes),
+        "left in float": sorted({*config.keep_float, *layers.float_nodes}),
     }
 
 

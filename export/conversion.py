@@ -21,7 +21,7 @@ from calibration.onnx_files import metadata_of
 from calibration.qdq_tensorrt import with_float_weights
 from calibration.quantisation import quantise, shapes_of
 from sdk.errors import ConfigError
-from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY
+from sdk.onnx_metadata import BATCH_METADATA_KEY, MULTIPLE_METADATA_KEY, TARGET_METADATA_KEY
 from sdk.spec import ModelSpec, Precision
 
 from .errors import ExportError
@@ -29,7 +29,6 @@ from .half_precision import to_half
 from .peaks import end_in_peaks
 from .targets import TARGETS, Target
 
-MULTIPLE_METADATA_KEY = "centeredge.input_multiple"  # what the sides of the input must be multiples of
 _DEFAULT_MULTIPLE = 32
 _MAX_PIXELS = 8192 * 4096  # gigabytes of activations; what is larger is a slip
 _CANONICAL = "onnxruntime"

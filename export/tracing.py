@@ -20,11 +20,11 @@ from torch import nn
 
 from calibration.onnx_files import WEIGHTS_METADATA_KEY
 from sdk.backends.onnxruntime import INPUT_NAME
-from sdk.onnx_metadata import TARGET_METADATA_KEY
+from sdk.onnx_metadata import MULTIPLE_METADATA_KEY, TARGET_METADATA_KEY
 from sdk.spec import ONNX_METADATA_KEY, ModelSpec
 from train.models.deform_conv import DeformConv2d
 
-from .conversion import MULTIPLE_METADATA_KEY, check_size, set_metadata
+from .conversion import check_size, set_metadata
 from .errors import ExportError
 from .graph import tidy
 from .network import ExportedNetwork

@@ -22,6 +22,7 @@ from .spec import ONNX_METADATA_KEY, ModelSpec
 # What `centeredge export` writes beside the spec: the target's name, and "min,opt,max" of a symbolic batch.
 TARGET_METADATA_KEY = "centeredge.target"
 BATCH_METADATA_KEY = "centeredge.batch"
+MULTIPLE_METADATA_KEY = "centeredge.input_multiple"  # what the sides of the input must be multiples of
 
 # Field numbers of onnx.proto.
 _IR_VERSION, _GRAPH, _METADATA = 1, 7, 14  # of ModelProto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from contextlib import suppress
@@ -31,7 +32,8 @@ def read_torch_file(path: str | Path) -> Any:
         raise InputError(
             f"{path} is damaged, or holds Python objects other than tensors, which could execute code; it is not loaded"
         ) from err
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as err:
+    # What PyTorch's readers of zip and pickle raise over bytes that are neither.
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, struct.error) as err:
         raise InputError(f"{path} is not a PyTorch checkpoint, or it is truncated") from err
 
 

@@ -185,7 +185,7 @@ def test_outputs_that_cannot_be(
     [
         (None, "there is no checkpoint"),
         (b"", "is not a PyTorch checkpoint, or it is truncated"),
-        (b"no checkpoint at all", ""),
+        (b"no checkpoint at all", "is damaged, or holds Python objects"),
     ],
 )
 def test_files_that_are_no_checkpoints(

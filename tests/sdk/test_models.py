@@ -13,6 +13,7 @@ import sdk
 from sdk.detector import MODELS_FOLDER, model_path
 from sdk.metrics import evaluate_on_coco
 from sdk.scenes import MovingScene
+from tests.builders import build_with_rtx
 
 ROOT = Path(__file__).parent.parent.parent
 INT8_LIMIT_MB, LIMIT_MB = 12, 32
@@ -22,8 +23,9 @@ def test_the_default_is_the_int8_model() -> None:
     spec = sdk.Detector().spec
     assert (spec.name, spec.precision, spec.tasks) == ("person-pose", "int8", ("detection", "pose"))
     assert sdk.bundled_models() == (
-        "person-pose", "person-pose.int8", "person-pose.tensorrt", "person-pose.tensorrt.fp16"
-    )  # fmt: skip
+        *("person-pose", "person-pose.int8"),
+        *("person-pose.tensorrt", "person-pose.tensorrt.fp16", "person-pose.tensorrt.int8"),
+    )
 
 
 def test_int8_and_fp32_are_the_same_model() -> None:
@@ -65,7 +67,7 @@ def test_accuracy_on_photographs_has_not_dropped(photographs: Path) -> None:
     annotations = photographs / "coco" / "annotations" / "person_keypoints_val.json"
     image_ids = {row["id"] for row in first_images(annotations, 100)}
     figures = {}
-    for name in ("person-pose", "person-pose.int8"):
+    for name in ("person-pose", "person-pose.int8", "person-pose.tensorrt.int8"):
         detector = sdk.Detector(name, score_threshold=0.0)
         figures[name] = evaluate_on_coco(detector, photographs / "coco" / "val", annotations, image_ids=image_ids)
     card = (ROOT / "docs" / "models.md").read_text()
@@ -74,7 +76,8 @@ def test_accuracy_on_photographs_has_not_dropped(photographs: Path) -> None:
     int8, fp32 = figures["person-pose.int8"], figures["person-pose"]
     assert int8["bbox"]["AP"] >= float(stated[1]) - 0.005
     assert int8["keypoints"]["AP"] >= float(stated[2]) - 0.005
-    assert int8["bbox"]["AP"] >= fp32["bbox"]["AP"] - 0.015
+    for signed in (int8, figures["person-pose.tensorrt.int8"]):
+        assert signed["bbox"]["AP"] >= fp32["bbox"]["AP"] - 0.015
 
 
 def test_the_tensorrt_form_finds_the_same_as_the_dense_one(photographs: Path) -> None:
@@ -89,6 +92,11 @@ def test_the_tensorrt_form_finds_the_same_as_the_dense_one(photographs: Path) ->
             assert len(found) == len(expected), path.name
             assert np.allclose(found.xyxy, expected.xyxy, atol=tolerance_px)
             assert np.allclose(found.scores, expected.scores, atol=tolerance)
+
+
+@pytest.mark.parametrize("path", sorted(MODELS_FOLDER.glob("*.tensorrt*.onnx")), ids=lambda path: path.name)
+def test_the_tensorrt_forms_build(path: Path) -> None:
+    assert build_with_rtx(path)
 
 
 def first_images(annotations: Path, count: int) -> list[dict[str, int]]:
