@@ -19,10 +19,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from calibration.deform_conv import lower_deform_convs
+from calibration.deform_conv import DeformConvForm, lower_deform_convs
 from calibration.quantisation import shapes_of
 from export.conversion import Form, convert
-from export.targets import DeformConvForm
 from export.tracing import trace
 from sdk.backends.onnxruntime import INPUT_NAME, open_session
 from sdk.scenes import random_scene

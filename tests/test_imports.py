@@ -63,3 +63,7 @@ def test_all_names_that_are_promised_exist() -> None:
         assert getattr(sdk, name) is not None
     assert {"Detector", "Stream", "open_source", "ModelSpec", "Detections", "Keypoints", "Boxes3D"} <= set(sdk.__all__)
     assert {"Frame", "FrameResult", "SdkError", "InputError", "SourceError", "BackendError"} <= set(sdk.__all__)
+
+
+def test_the_benchmarks_can_be_started() -> None:
+    assert _run("from benchmarks.__main__ import BENCHMARKS; print(len(BENCHMARKS) > 5)").startswith("True")

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from calibration.config import WeightOptions
 from calibration.methods import Range
 from calibration.onnx_files import write_onnx
 from calibration.placement import Target
 from calibration.qdq import quantised_conv
 from calibration.quantisation import quantise
-from calibration.weights import WeightOptions
 from export.conversion import Form, convert
 from export.tracing import trace
 from export.verification import drawn_frames
