@@ -7,10 +7,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
 import sdk
 from sdk.detector import MODELS_FOLDER, model_path
+from sdk.engine_files import version_tuple
 from sdk.metrics import evaluate_on_coco
 from sdk.scenes import MovingScene
 from tests.builders import build_with_rtx
@@ -76,7 +78,10 @@ def test_accuracy_on_photographs_has_not_dropped(photographs: Path) -> None:
     int8, fp32 = figures["person-pose.int8"], figures["person-pose"]
     assert int8["bbox"]["AP"] >= float(stated[1]) - 0.005
     assert int8["keypoints"]["AP"] >= float(stated[2]) - 0.005
-    for signed in (int8, figures["person-pose.tensorrt.int8"]):
+    compared = [int8]
+    if version_tuple(onnxruntime.__version__) >= (1, 31):  # older ones quantise a file typed FP16 inexactly, and say so
+        compared.append(figures["person-pose.tensorrt.int8"])
+    for signed in compared:
         assert signed["bbox"]["AP"] >= fp32["bbox"]["AP"] - 0.015
 
 
