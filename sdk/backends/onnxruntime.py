@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from ..engine_files import version_tuple
-from ..errors import BackendError, BackendUnavailable, HeadShapeError, SpecError
-from ..onnx_metadata import TARGET_METADATA_KEY
+from ..errors import BackendError, BackendUnavailable, HeadShapeError, InputError, SpecError
+from ..onnx_metadata import TARGET_METADATA_KEY, read_metadata
 from ..spec import ONNX_METADATA_KEY, ModelSpec
 from . import Arrays, output_shapes
 
@@ -40,7 +41,7 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self._session = open_session(path, threads=threads)
+        self._session = open_session(path, threads=threads, fuse_quantisers=not _is_for_tensorrt(path))
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.spec = _read_spec(metadata, path)
         _warn_of_half_quantisers(metadata, self.spec, path)
@@ -86,10 +87,20 @@ class OnnxRuntimeBackend:
                 )
 
 
+def _is_for_tensorrt(path: Path) -> bool:
+    try:
+        return _names_tensorrt(read_metadata(path))
+    except InputError:
+        return False  # ONNX Runtime says what is wrong with it
+
+
+def _names_tensorrt(metadata: Mapping[str, str]) -> bool:
+    return metadata.get(TARGET_METADATA_KEY, "onnxruntime") != "onnxruntime"
+
+
 def _warn_of_half_quantisers(metadata: dict[str, str], spec: ModelSpec, path: Path) -> None:
     version = _import_onnxruntime().__version__
-    for_tensorrt = metadata.get(TARGET_METADATA_KEY, "onnxruntime") != "onnxruntime"
-    if spec.precision == "int8" and for_tensorrt and version_tuple(version) < _GOOD_HALF_QUANTISERS:
+    if spec.precision == "int8" and _names_tensorrt(metadata) and version_tuple(version) < _GOOD_HALF_QUANTISERS:
         _logger.warning(
             "%s is an INT8 file for TensorRT; where it is typed FP16, ONNX Runtime %s quantises it inexactly, and half "
             "of the accuracy is lost: use the INT8 file for ONNX Runtime",
@@ -98,8 +109,14 @@ def _warn_of_half_quantisers(metadata: dict[str, str], spec: ModelSpec, path: Pa
         )
 
 
-def open_session(path: Path, *, threads: int | None = None) -> Any:
+def open_session(path: Path, *, threads: int | None = None, fuse_quantisers: bool = True) -> Any:
     """An onnxruntime.InferenceSession on the CPU, for any .onnx file.
+
+    Args:
+        path: the file.
+        threads: of the CPU for one frame; None is one a core.
+        fuse_quantisers: whether INT8 operators take the place of float ones between quantisers. Version 1.31 makes
+            invalid ones of quantisers typed FP16, as files for TensorRT have them.
 
     Raises:
         BackendUnavailable: onnxruntime is not installed.
@@ -111,6 +128,8 @@ def open_session(path: Path, *, threads: int | None = None) -> Any:
     # Spinning threads would take the core that captures and prepares the next frame; a call alone pays for that
     # (docs/benchmarks.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fuse_quantisers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
