@@ -50,11 +50,13 @@ def run() -> None:
 
 
 def network(architecture: str) -> nn.Module:
-    """A fresh network, but for offsets of about a cell."""
+    """A fresh network, but for blocks that do something and offsets of about a cell."""
     torch.manual_seed(0)
     model = build_model(architecture, SPEC.heads).eval()
     for layer in model.modules():
-        if isinstance(layer, DeformConv2d):
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)  # a fresh block adds nothing to its shortcut, and has nothing to calibrate
+        elif isinstance(layer, DeformConv2d):
             offsets = layer.conv_offset_mask
             nn.init.normal_(offsets.weight, std=(TAPS * offsets.in_channels) ** -0.5)
     return model
