@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def run(args: argparse.Namespace) -> int:
     from .loop import train
 
     train(config, open_data(args.data, config), args.out, resume=args.resume, init=args.init)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # All is written. While Python shuts down, gloo's threads at times abort a process that has done its work, and
+        # torchrun would call that a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

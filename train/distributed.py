@@ -135,6 +135,7 @@ def joined_processes(device: str) -> Iterator[Processes]:
                 "start all of them again with --resume"
             ) from err
         raise
+    dist.barrier()  # nobody takes the group down while another is still at work in it
     dist.destroy_process_group()
 
 
