@@ -14,8 +14,6 @@ import hashlib
 import logging
 import os
 import shlex
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,8 +44,10 @@ from sdk.errors import BackendUnavailable, ConfigError, InputError
 from sdk.onnx_metadata import BATCH_METADATA_KEY, TARGET_METADATA_KEY, external_paths, read_metadata, read_onnx_spec
 from sdk.spec import ModelSpec, Precision
 
+from .build_progress import BuildProgress
 from .calibrator import EntropyCalibrator, entropy_calibrator, photograph_frames
 from .errors import ExportError
+from .weak_typing import hold_heads, inputs_of, layers_of, obey_types
 
 Note = Callable[[str], None]
 
@@ -56,7 +56,6 @@ _RUNTIME_OF_TARGET: dict[str, Runtime] = {
     "tensorrt-8": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
-_PROGRESS_S = 2.0  # between two lines
 _logger = logging.getLogger(__name__)
 
 
@@ -433,7 +432,7 @@ class _Build:
         config = builder.create_builder_config()
         self._configure(config)
         if self.rules.weak_typing:
-            _obey_types(self.trt, network, config, precision=self.source.spec.precision)
+            obey_types(self.trt, network, config, precision=self.source.spec.precision)
         batch = self._set_batch(builder, network, config)
         if self.options.dla_core is not None:
             self._use_dla(builder, network, config)
@@ -533,7 +532,7 @@ class _Build:
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
         fallen = defaultdict(list)
-        for layer in _layers(network):
+        for layer in layers_of(network):
             if not config.can_run_on_DLA(layer):
                 fallen[layer.type.name].append(layer.name)
         count = sum(map(len, fallen.values()))
@@ -557,15 +556,15 @@ class _Build:
         calibrator = entropy_calibrator(self.trt, frames, path, cuda=cuda)
         config.set_flag(self.trt.BuilderFlag.INT8)
         config.set_flag(self.trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        _hold_heads(self.trt, network, self.source.spec)
+        hold_heads(self.trt, network, self.source.spec)
         config.int8_calibrator = calibrator
         return calibrator
 
     def _check_ranges(self, network: Any, known: set[str]) -> None:
         """Raises CalibrationError where a cache is of another model, and says which convolutions stay in float."""
         kinds = self.trt.LayerType
-        convs = [layer for layer in _layers(network) if layer.type in (kinds.CONVOLUTION, kinds.DECONVOLUTION)]
-        without = [layer.name for layer in convs if _inputs(layer)[0].name not in known]
+        convs = [layer for layer in layers_of(network) if layer.type in (kinds.CONVOLUTION, kinds.DECONVOLUTION)]
+        without = [layer.name for layer in convs if inputs_of(layer)[0].name not in known]
         if 2 * len(without) > len(convs):
             raise CalibrationError(
                 f"{self.options.calibration_cache} has no range for what {len(without)} of {len(convs)} convolutions "
@@ -575,10 +574,10 @@ class _Build:
         if without:
             self.note(f"{len(without)} of {len(convs)} convolutions have no range and stay in float: {without}")
 
-    def _monitor(self, config: Any) -> _Progress | None:
+    def _monitor(self, config: Any) -> BuildProgress | None:
         if not self.rules.progress:
             return None
-        monitor: _Progress = type("Progress", (_Progress, self.trt.IProgressMonitor), {})(self.note)
+        monitor: BuildProgress = type("Progress", (BuildProgress, self.trt.IProgressMonitor), {})(self.note)
         config.progress_monitor = monitor
         return monitor
 
@@ -651,77 +650,6 @@ def _record(
     )
 
 
-def _obey_types(trt: Any, network: Any, config: Any, *, precision: str) -> None:
-    """Make a weakly typed network compute in the types of the graph, as a strongly typed one does by itself.
-
-    FP16 is allowed where the graph has it at all; then every layer that gives FP32 is held to it, for the peaks of a
-    heatmap in FP16 run together. What reads a DequantizeLinear is left alone: that pair says INT8.
-    """
-    if precision == "int8":
-        config.set_flag(trt.BuilderFlag.INT8)
-    layers = _layers(network)
-    if not any(tensor.dtype == trt.DataType.HALF for layer in layers for tensor in _outputs(layer)):
-        return
-    config.set_flag(trt.BuilderFlag.FP16)
-    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    kinds = trt.LayerType
-    fixed = {kinds.CAST, kinds.CONSTANT, kinds.SHAPE, kinds.QUANTIZE, kinds.DEQUANTIZE}
-    dequantised = {tensor.name for layer in layers if layer.type == kinds.DEQUANTIZE for tensor in _outputs(layer)}
-    for layer in layers:
-        if layer.type in fixed or dequantised & {tensor.name for tensor in _inputs(layer)}:
-            continue
-        for index, tensor in enumerate(_outputs(layer)):
-            if tensor.dtype == trt.DataType.FLOAT:
-                layer.precision = trt.DataType.FLOAT
-                layer.set_output_type(index, trt.DataType.FLOAT)
-
-
-def _hold_heads(trt: Any, network: Any, spec: ModelSpec) -> None:
-    """Keep the output convolutions, what finds the peaks, and where deformable convolutions sample in float.
-
-    A cache of ours has no ranges for these, but TensorRT's own calibrator measures everything.
-    """
-    layers = _layers(network)
-    names = {str(head.name) for head in spec.heads}
-    held = names | {f"{name}.dense" for name in names}
-    for layer in reversed(layers):  # from a head back to the convolution that was split
-        if layer.type == trt.LayerType.SLICE and held.intersection(tensor.name for tensor in _outputs(layer)):
-            held.update(tensor.name for tensor in _inputs(layer))
-    for layer in layers:
-        given = {tensor.name for tensor in _outputs(layer)}
-        if held.isdisjoint(given | {tensor.name for tensor in _inputs(layer)}):
-            if not layer.name.endswith("conv_offset_mask.Conv"):
-                continue
-        else:
-            held |= given
-        _pin(trt, layer)
-
-
-def _pin(trt: Any, layer: Any) -> None:
-    """Hold a layer to the floating type that the graph gives it."""
-    kinds, floats = trt.LayerType, (trt.DataType.FLOAT, trt.DataType.HALF)
-    if layer.type in (kinds.CAST, kinds.CONSTANT, kinds.SHAPE):
-        return
-    for index, tensor in enumerate(_outputs(layer)):
-        if tensor.dtype in floats:
-            layer.precision = tensor.dtype
-            layer.set_output_type(index, tensor.dtype)
-
-
-def _layers(network: Any) -> list[Any]:
-    return [network.get_layer(index) for index in range(network.num_layers)]
-
-
-def _outputs(layer: Any) -> list[Any]:
-    return [layer.get_output(index) for index in range(layer.num_outputs)]
-
-
-def _inputs(layer: Any) -> list[Any]:
-    """Those that are there: an optional one may be left out."""
-    tensors = [layer.get_input(index) for index in range(layer.num_inputs)]
-    return [tensor for tensor in tensors if tensor is not None]
-
-
 def _parser_error(parser: Any) -> str:
     """The first error in one line; the node's name is known since TensorRT 10, its number before."""
     if not parser.num_errors:
@@ -733,45 +661,3 @@ def _parser_error(parser: Any) -> str:
     if not hasattr(error, "node_operator"):
         return f"node number {error.node()}: {reason}"
     return f"node {error.node_name()!r}, operator {error.node_operator()}: {reason}"
-
-
-class _Progress:
-    """Tells now and then how far the builder is; what goes wrong in telling ends the build.
-
-    TensorRT calls it from threads of its own, through which no exception may pass.
-
-    Attributes:
-        failure: what was raised, an interrupt by the user included.
-    """
-
-    def __init__(self, note: Note) -> None:
-        super().__init__()
-        self.failure: BaseException | None = None
-        self._note = note
-        self._lock = threading.Lock()
-        self._phases: dict[str, tuple[int, int]] = {}
-        self._next_s = 0.0
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        with self._lock:
-            self._phases[phase_name] = (0, num_steps)
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        try:
-            with self._lock:
-                if phase_name in self._phases:
-                    self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
-                self._tell()
-        except BaseException as err:
-            self.failure = err
-        return self.failure is None
-
-    def phase_finish(self, phase_name: str) -> None:
-        with self._lock:
-            self._phases.pop(phase_name, None)
-
-    def _tell(self) -> None:
-        if time.monotonic() < self._next_s:
-            return
-        self._next_s = time.monotonic() + _PROGRESS_S
-        self._note(", ".join(f"{name} {done}/{steps}" for name, (done, steps) in self._phases.items()))

@@ -26,8 +26,6 @@ from sdk.results import Detections
 from sdk.spec import ModelSpec
 
 from .coco import CocoData
-from .config import TrainConfig
-from .models import build_model
 from .models.layers import CenterNet
 from .preprocessing import normalised
 from .samples import Sample, SampleSource
@@ -74,23 +72,21 @@ class TorchBackend:
         """Nothing is held but memory."""
 
 
-def evaluate_weights(
-    weights: dict[str, Tensor],
-    spec: ModelSpec,
-    config: TrainConfig,
+def evaluate_detector(
+    detector: Detector,
     samples: SampleSource,
+    spec: ModelSpec,
     *,
     rank: int = 0,
     world: int = 1,
     gather: Callable[[Found], list[Found]] = lambda found: [found],
 ) -> dict[str, float]:
-    """Accuracy of weights on samples, in any number of processes; each returns the figures of all samples.
+    """Accuracy of a detector on samples, in any number of processes; each returns the figures of all samples.
 
     Args:
-        weights: of the network that config and spec describe.
-        spec: of the model.
-        config: says which architecture, and on which device.
+        detector: of score threshold 0.
         samples: with their truth.
+        spec: of the model.
         rank: of this process, which looks at the samples rank, rank + world, ...
         world: number of processes.
         gather: gives every process what all of them found, e.g. by torch.distributed.all_gather_object.
@@ -98,9 +94,6 @@ def evaluate_weights(
     Returns:
         See `figures_of`.
     """
-    model = build_model(config.architecture, spec.heads)
-    model.load_state_dict(weights)
-    detector = Detector(TorchBackend(model, spec, device=config.device), score_threshold=0.0)
     found = detect_samples(detector, samples, range(rank, len(samples), world))
     return figures_of(samples, {index: row for part in gather(found) for index, row in part.items()}, spec)
 

@@ -42,7 +42,7 @@ from .checkpoint import Checkpoint, init_from, normalisation_of, read_checkpoint
 from .config import TrainConfig, config_to_dict
 from .data import TrainData
 from .distributed import Processes, joined_processes, own_device, parallel, synchronise_batch_norm
-from .evaluate import TorchBackend, detect_samples, figures_of
+from .evaluate import TorchBackend, evaluate_detector
 from .losses import Losses, loss_counts, stacked_losses
 from .models import CenterNet, build_model, load_imagenet_backbone
 from .models.imagenet import IMAGENET_MEAN_BGR, IMAGENET_STD_BGR
@@ -276,12 +276,14 @@ class Trainer:
         """Figures of the averaged weights on the held-back pictures; keeps the best as best.pth."""
         # Running averages of batch norms differ between processes on CPUs; the first one's count.
         self.processes.share_tensors(self.average.state.values())
-        samples, processes = self.data.held_back, self.processes
-        found = detect_samples(
-            self._detector(score_threshold=0.0), samples, range(processes.rank, len(samples), processes.world)
+        figures = evaluate_detector(
+            self._detector(score_threshold=0.0),
+            self.data.held_back,
+            self.spec,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            gather=self.processes.gather,
         )
-        everything = {index: row for part in processes.gather(found) for index, row in part.items()}
-        figures = figures_of(samples, everything, self.spec)
         self.history.add_figures(self.step, figures)
         score = sum(figures[name] for name in CHOSEN_BY if name in figures)
         if score > self.best_ap:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from sdk.sources.images import read_image
 from tests.export.models import lively_model
 
 from .conftest import NUM_SCENES, Calibrated, FloatModel, Scenes, write_scenes
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*arguments: object) -> int:
@@ -73,6 +77,18 @@ def test_the_command_calibrates_and_says_what_it_does(
     assert (data["num_evaluated"], len(data["images"]), data["method"]) == (2, 4, "percentile")
     assert data["output"] == str(out)
     assert sorted(tmp_path.iterdir()) == [out, report]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_no_pytorch_is_needed(calibrated: Calibrated, float_model: FloatModel, tmp_path: Path, target: str) -> None:
+    out = tmp_path / "model.onnx"
+    arguments = [str(float_model.path), str(out), "--ranges", str(calibrated.ranges), "--target", target]
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"from apps.cli import main; sys.exit(main(['calibrate', *{arguments!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    assert OnnxRuntimeBackend(out).spec.precision == "int8"
 
 
 def test_ranges_are_used_again_and_give_the_same_model(

@@ -299,8 +299,11 @@ def test_a_cache_of_tensorrt_itself_fits_whatever_file_it_was_made_from(
     model, _ = convert(*shipped, Form("tensorrt-8"))
     everything = {name: Range(-1, 1) for node in model.graph.node for name in node.output}
     of_tensorrt = {"(Unnamed Layer* 3) [Constant]_output": Range(-1, 1), "ONNXTRT_Broadcast_7_output": Range(-1, 1)}
-    model_ranges(shipped[0], {**everything, **of_tensorrt, **measured})
-    model_ranges(model, {**everything, **of_tensorrt})
+    found = model_ranges(shipped[0], {**everything, **of_tensorrt, **measured})
+    assert measured.keys() <= found.keys() and of_tensorrt.keys().isdisjoint(found)
+    assert {node.input[0] for node in model.graph.node if node.op_type == "Conv"} <= model_ranges(
+        model, {**everything, **of_tensorrt}
+    ).keys()
 
 
 def test_a_cache_of_another_graph_is_refused(

@@ -33,6 +33,7 @@ from sdk.preprocessing import prepare
 from sdk.scenes import random_scene
 from sdk.sources.images import folder_images, read_image
 from sdk.spec import HeadSpec, InputSpec, ModelSpec
+from tests.builders import build_with_rtx
 
 Array = npt.NDArray[Any]
 FLOAT, HALF, UINT8, INT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT8
@@ -228,7 +229,7 @@ def test_tensorrt_rtx_builds_it_strongly_typed(name: str, shipped: tuple[ModelPr
         model = quantised() if name == "quantised" else every_operator(deformable=False)
         half = half_of(model, SPEC)
     cast_first(half)
-    build(half)
+    assert {kind for _, kind in build_with_rtx(half).outputs.values()} == {"float32"}
 
 
 def check_on_images(model: ModelProto, spec: ModelSpec, images: Iterable[Array]) -> None:
@@ -440,16 +441,3 @@ def assert_close(found: Mapping[str, Array], expected: Mapping[str, Array]) -> N
         difference = np.abs(found[name] - value) / np.abs(value).max()
         assert difference.max() < MAX_DIFFERENCE, name
         assert difference.mean() < MAX_MEAN_DIFFERENCE, name
-
-
-def build(model: ModelProto) -> None:
-    """Fails unless TensorRT-RTX makes an engine of it."""
-    tensorrt = pytest.importorskip("tensorrt_rtx")
-    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-    builder = tensorrt.Builder(logger)
-    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = tensorrt.OnnxParser(network, logger)
-    parsed = parser.parse(model.SerializeToString())
-    assert parsed, [parser.get_error(number).desc() for number in range(parser.num_errors)]
-    assert {network.get_output(number).dtype for number in range(network.num_outputs)} == {tensorrt.float32}
-    assert builder.build_serialized_network(network, builder.create_builder_config()) is not None

@@ -30,6 +30,7 @@ from sdk.peaks import INDEX_OUTPUTS, candidates_from_peaks, peak_shapes
 from sdk.results import Detections
 from sdk.scenes import random_scene
 from sdk.spec import HeadSpec, InputSpec, ModelSpec
+from tests.builders import build_with_rtx
 from tests.helpers import Array, Heads, pose_spec, tiny_spec
 from tests.sdk.test_decoding3d import spec_3d
 from tests.sdk.test_peaks import assert_same_candidates
@@ -297,26 +298,11 @@ def test_a_graph_that_disagrees_with_the_spec_is_refused(other: ModelSpec, messa
 @pytest.mark.parametrize("name", ["many classes", "one class, size alone", "pose", "3d"])
 def test_tensorrt_takes_the_graph(name: str, opset: int, batch: int | str) -> None:
     """Parsing and building need no GPU with TensorRT-RTX; it shows that operators and types are legal."""
-    tensorrt = pytest.importorskip("tensorrt_rtx")
     model, _ = peaks_model(SPECS[name], opset=opset, batch=batch)
-    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-    builder = tensorrt.Builder(logger)
-    network = builder.create_network(1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = tensorrt.OnnxParser(network, logger)
-    parsed = parser.parse(model.SerializeToString())
-    assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    assert {output.name: tuple(output.shape)[1:] for output in outputs} == peak_shapes(SPECS[name])
-    for output in outputs:
-        assert output.dtype == (tensorrt.int32 if output.name in INDEX_OUTPUTS else tensorrt.float32)
-    config = builder.create_builder_config()
-    if batch == "batch":
-        profile = builder.create_optimization_profile()
-        for place in range(network.num_inputs):
-            shape = tuple(network.get_input(place).shape)[1:]
-            profile.set_shape(network.get_input(place).name, (1, *shape), (2, *shape), (4, *shape))
-        config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+    outputs = build_with_rtx(model).outputs
+    assert {output: shape[1:] for output, (shape, _) in outputs.items()} == peak_shapes(SPECS[name])
+    for output, (_, kind) in outputs.items():
+        assert kind == ("int32" if output in INDEX_OUTPUTS else "float32")
 
 
 # The model that ships

@@ -116,7 +116,7 @@ def test_every_network_goes_to_every_target(
     if target in OPERATORS:
         check_operators(model, target)
     if target == "tensorrt-rtx" or (target == "tensorrt-8" and precision == "fp32"):
-        build_with_rtx(path)
+        assert build_with_rtx(path).plan
 
 
 def check_operators(model: ModelProto, target: str) -> None:
@@ -164,7 +164,7 @@ def test_every_network_goes_to_tensorrt_in_int8(
     num_int8 = sum(producers.get(conv.input[0]) == "DequantizeLinear" for conv in convs)
     assert num_int8 > 0.4 * len(convs)
     assert OnnxRuntimeBackend(path).spec.precision == "int8"
-    build_with_rtx(path)
+    assert build_with_rtx(path).plan
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ import torch
 
 from sdk.camera import CameraIntrinsics
 from sdk.decoding import assemble, find_peaks
+from sdk.detector import Detector
 from sdk.errors import BackendError
 from sdk.geometry import input_to_feature
 from sdk.results import Boxes3D, Detections, Keypoints
@@ -18,7 +19,7 @@ from tests.train.test_targets import make_sample, sample_in_space
 from train.batches import TensorTargets
 from train.config import TrainConfig
 from train.drawn import DrawnStreets
-from train.evaluate import TorchBackend, detect_samples, evaluate_weights, figures_of, kitti_objects
+from train.evaluate import TorchBackend, detect_samples, evaluate_detector, figures_of, kitti_objects
 from train.models import build_model
 from train.samples import Sample
 from train.specs import spec_from_config
@@ -101,19 +102,18 @@ def test_each_process_looks_at_its_share_and_all_know_the_figures() -> None:
     samples = Streets(5)
     spec = _spec(samples)
     torch.manual_seed(0)
-    weights = build_model(CONFIG.architecture, spec.heads).state_dict()
+    detector = Detector(TorchBackend(build_model(CONFIG.architecture, spec.heads), spec), score_threshold=0.0)
     shares: list[dict[int, Detections]] = []
-    alone = evaluate_weights(weights, spec, CONFIG, samples, gather=lambda found: [shares.append(found) or found])
+    alone = evaluate_detector(detector, samples, spec, gather=lambda found: [shares.append(found) or found])
     assert sorted(shares.pop()) == [0, 1, 2, 3, 4]
     for rank in range(2):  # what each has found, before the meeting
         with pytest.raises(KeyError):  # the other's pictures
-            evaluate_weights(
-                weights, spec, CONFIG, samples, rank=rank, world=2, gather=lambda found: [shares.append(found) or found]
+            evaluate_detector(
+                detector, samples, spec, rank=rank, world=2, gather=lambda found: [shares.append(found) or found]
             )
     assert [sorted(share) for share in shares] == [[0, 2, 4], [1, 3]]
     both = [
-        evaluate_weights(weights, spec, CONFIG, samples, rank=rank, world=2, gather=lambda found: shares)
-        for rank in range(2)
+        evaluate_detector(detector, samples, spec, rank=rank, world=2, gather=lambda found: shares) for rank in range(2)
     ]
     assert both == [alone, alone]
 
